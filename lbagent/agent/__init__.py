@@ -1,0 +1,1 @@
+"""The only room that knows the others: one mutable world, one writer."""

@@ -1,0 +1,1 @@
+"""`lbagent` (daemon and offline verbs) and `lbctl` (talks to the running daemon)."""

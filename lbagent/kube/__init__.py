@@ -1,0 +1,1 @@
+"""The only room that imports kubernetes. Raw JSON in, model values out; status and Events written."""

@@ -1,0 +1,1 @@
+"""Nouns. Frozen values that every room may speak of; standard library only, no I/O, no clock."""

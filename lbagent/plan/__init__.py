@@ -1,0 +1,1 @@
+"""Pure verbs: Snapshot in, Desired and Steps out. No clock, no randomness, no I/O, no third party."""

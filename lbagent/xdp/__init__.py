@@ -1,0 +1,1 @@
+"""The only room that imports bcc and touches BPF maps."""
