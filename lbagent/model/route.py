@@ -12,7 +12,7 @@ class PathPolicy:
     ``no-export``. ``peers`` empty: every peer. ``prepend`` repeats the local AS that many times.
     """
 
-    name: str = "default"
+    name: str = field(compare=False, default="default")  # BGP does not carry it
     communities: tuple[str, ...] = ()
     local_preference: int | None = None
     med: int | None = None

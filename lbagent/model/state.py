@@ -62,6 +62,8 @@ class Snapshot:
     nodes: Mapping[str, Node] = field(default_factory=dict)
     namespace_labels: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     health: Mapping[ProbeTarget, Pulse] = field(default_factory=dict)
+    unreachable: frozenset[str] = frozenset()  # node addresses without a resolved next hop here
+    unproven: Mapping[Vip, str] = field(default_factory=dict)  # what the last proof found wrong
     reservations: Mapping[str, Reservation] = field(default_factory=dict)
 
 

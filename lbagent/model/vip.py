@@ -80,7 +80,7 @@ class Forward:
     """
 
     vip: Vip
-    service: ServiceKey
+    service: ServiceKey = field(compare=False)  # the kernel does not know it
     mode: Mode
     ring: str
     node_port: int = 0
