@@ -64,6 +64,7 @@ class Snapshot:
     health: Mapping[ProbeTarget, Pulse] = field(default_factory=dict)
     unreachable: frozenset[str] = frozenset()  # node addresses without a resolved next hop here
     unproven: Mapping[Vip, str] = field(default_factory=dict)  # what the last proof found wrong
+    pending: Mapping[ServiceKey, Assignment] = field(default_factory=dict)  # status writes under way: taken, not yet held
     reservations: Mapping[str, Reservation] = field(default_factory=dict)
 
 

@@ -1,0 +1,215 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The only writer: performs Steps on the kernel, the speaker and the cluster.
+
+Kernel and speaker are changed at once, in the order of the Steps. Writes to the cluster may take
+seconds, so they are queued per Service and sent beside the loop; until one has returned, its
+addresses stand in ``World.pending``, so that nobody else is given them. A target that fails is
+left alone for a while (full jitter) and the others go on; the next pass plans again.
+"""
+
+import asyncio
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import groupby
+from typing import assert_never
+
+from lbagent import log
+from lbagent.agent.targets import Cluster, Kernel, Speaker
+from lbagent.agent.world import World
+from lbagent.backoff import Backoff
+from lbagent.errors import LbagentError
+from lbagent.metrics import Metrics
+from lbagent.model.route import Route
+from lbagent.model.service import ServiceKey
+from lbagent.model.step import Announce, Assign, Program, Release, Report, Step, Unprogram, Withdraw
+from lbagent.model.vip import Vip
+
+_log = log.get("agent")
+
+ClusterStep = Assign | Release | Report
+CONCURRENT_WRITES = 16
+"""Status writes under way at the same time; the API server's priority and fairness dislikes more."""
+
+
+class Writer:
+    """Performs Steps. ``proofs``: the last outcome per programmed Vip, '' = proven."""
+
+    def __init__(self, *, kernel: Kernel, speaker: Speaker, cluster: Cluster, world: World, metrics: Metrics) -> None:
+        self.proofs: dict[Vip, str] = {}
+        self._kernel = kernel
+        self._speaker = speaker
+        self._cluster = cluster
+        self._world = world
+        self._metrics = metrics
+        self._backoff_by_target = {name: Backoff(first_s=0.2, cap_s=10) for name in ("kernel", "speaker")}
+        self._resume_by_target = dict.fromkeys(self._backoff_by_target, 0.0)
+        self._queue: dict[tuple[ServiceKey, type], ClusterStep] = {}
+        self._queued = asyncio.Event()
+        self._done: dict[tuple[ServiceKey, type], ClusterStep] = {}
+
+    # --- kernel and speaker -------------------------------------------------------------------
+
+    def perform(self, steps: Iterable[Step]) -> None:
+        """Carry the Steps out in their order; a Step whose target is failing is left for a later pass."""
+        for kind, run in groupby(steps, key=_target):
+            batch = list(run)
+            if kind == "cluster":
+                for step in batch:
+                    self._enqueue(step)
+                continue
+            if self._world.clocks.monotonic() < self._resume_by_target[kind]:
+                self._count(batch, "held")
+                continue
+            try:
+                self._perform_kernel(batch) if kind == "kernel" else self._perform_bgp(batch)
+            except LbagentError as error:
+                wait_s = self._backoff_by_target[kind].failed()
+                self._resume_by_target[kind] = self._world.clocks.monotonic() + wait_s
+                self._metrics.refused(kind)
+                self._count(batch, "failed")
+                _log.error("target refused", target=kind, error=str(error), retry_s=round(wait_s, 2))
+            else:
+                self._backoff_by_target[kind].succeeded()
+
+    def _perform_kernel(self, steps: Sequence[Step]) -> None:
+        for step in steps:
+            match step:
+                case Program():
+                    refused = self._kernel.program(step.forwards, step.rings)
+                    served = [f.vip for f in step.forwards if f.vip not in refused]
+                    for vip, why in refused.items():
+                        self.proofs[vip] = why
+                        _log.error("vip refused by the kernel", vip=str(vip), error=why)
+                    self.prove(served)
+                    self._metrics.stepped("Program", outcome="done", count=len(served))
+                    for forward in step.forwards:
+                        if forward.vip not in refused:
+                            _log.info(
+                                "vip programmed", vip=str(forward.vip), service=str(forward.service), ring=forward.ring
+                            )
+                case Unprogram():
+                    speaker = self._speaker.observed()
+                    if not speaker.synced:  # somebody may still send us packets
+                        self._metrics.stepped("Unprogram", outcome="held", count=len(step.vips))
+                        continue
+                    exposed = {route.address for route in speaker.routes}
+                    vips = [vip for vip in step.vips if vip.address not in exposed]
+                    self._kernel.unprogram(vips)
+                    for vip in vips:
+                        self.proofs.pop(vip, None)
+                        _log.info("vip unprogrammed", vip=str(vip))
+                    self._metrics.stepped("Unprogram", outcome="done", count=len(vips))
+                case _:
+                    raise AssertionError(step)
+
+    def prove(self, vips: Sequence[Vip]) -> None:
+        """Send a synthetic packet for each and note what came of it."""
+        if not vips:
+            return
+        for vip, why in self._kernel.prove(vips).items():
+            if why and self.proofs.get(vip) != why:
+                _log.warning("vip not proven", vip=str(vip), why=why)
+            self.proofs[vip] = why
+        self._world.unproven = {vip: why for vip, why in self.proofs.items() if why}
+
+    def _perform_bgp(self, steps: Sequence[Step]) -> None:
+        wanted = set(self._speaker.observed().routes)
+        for step in steps:
+            match step:
+                case Announce():
+                    missing = [vip for vip in step.needs if self.proofs.get(vip, "never tried")]
+                    if missing:  # the plan hoped that Program would succeed
+                        self._metrics.stepped("Announce", outcome="held")
+                        continue
+                    wanted -= {route for route in wanted if route.prefix == step.route.prefix}
+                    wanted.add(step.route)
+                    _log.info("route announced", prefix=step.route.prefix)
+                    self._metrics.stepped("Announce", outcome="done")
+                case Withdraw():
+                    wanted.discard(step.route)
+                    _log.info("route withdrawn", prefix=step.route.prefix)
+                    self._metrics.stepped("Withdraw", outcome="done")
+                case _:
+                    raise AssertionError(step)
+        self._want(frozenset(wanted))
+
+    def _want(self, routes: frozenset[Route]) -> None:
+        if routes != self._speaker.observed().routes:
+            self._speaker.want(routes)
+
+    def _count(self, steps: Sequence[Step], outcome: str) -> None:
+        for step in steps:
+            self._metrics.stepped(type(step).__name__, outcome=outcome)
+
+    # --- cluster ------------------------------------------------------------------------------
+
+    def _enqueue(self, step: Step) -> None:
+        match step:
+            case Assign():
+                key = (step.assignment.service, Assign)
+                self._world.pending[step.assignment.service] = step.assignment
+            case Release() | Report():
+                key = (step.service, type(step))  # type: ignore[assignment]
+            case _:
+                raise AssertionError(step)
+        if self._done.get(key) == step and isinstance(step, Report):
+            return  # said already
+        self._queue[key] = step
+        self._queued.set()
+
+    async def run(self) -> None:
+        """Send queued cluster writes for ever."""
+        slots = asyncio.Semaphore(CONCURRENT_WRITES)
+        async with asyncio.TaskGroup() as group:
+            while True:
+                await self._queued.wait()
+                self._queued.clear()
+                while self._queue:
+                    await slots.acquire()
+                    key, step = next(iter(self._queue.items()))
+                    del self._queue[key]
+                    group.create_task(self._write(key, step, slots))
+
+    async def _write(self, key: tuple[ServiceKey, type], step: ClusterStep, slots: asyncio.Semaphore) -> None:
+        kind = "event" if isinstance(step, Report) else "status"
+        try:
+            match step:
+                case Assign():
+                    await self._cluster.assign(step.assignment)
+                    _log.info("address assigned", service=str(key[0]), addresses=",".join(step.assignment.addresses))
+                case Release():
+                    await self._cluster.release(step.service, step.addresses)
+                    _log.info("address released", service=str(key[0]), addresses=",".join(step.addresses))
+                case Report():
+                    await self._cluster.report(step.service, step.judgement)
+                case _:
+                    assert_never(step)
+        except LbagentError as error:
+            self._metrics.published(kind, outcome="failed")
+            self._metrics.stepped(type(step).__name__, outcome="failed")
+            self._done.pop(key, None)
+            _log.warning("cluster write failed", service=str(key[0]), step=type(step).__name__, error=str(error))
+        else:
+            self._metrics.published(kind, outcome="done")
+            self._metrics.stepped(type(step).__name__, outcome="done")
+            self._done[key] = step
+        finally:
+            slots.release()
+            if isinstance(step, Assign) and self._world.pending.get(key[0]) == step.assignment:
+                del self._world.pending[key[0]]
+
+    def forget(self, services: Mapping[ServiceKey, object]) -> None:
+        """Drop what was said of Services that are gone."""
+        for key in [key for key in self._done if key[0] not in services]:
+            del self._done[key]
+
+
+def _target(step: Step) -> str:
+    match step:
+        case Program() | Unprogram():
+            return "kernel"
+        case Announce() | Withdraw():
+            return "speaker"
+        case Assign() | Release() | Report():
+            return "cluster"
+        case _:
+            assert_never(step)

@@ -1,0 +1,164 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Wake, settle, snapshot, plan, apply, report.
+
+An event only sets a flag. The loop waits a few milliseconds for company, then makes one pass.
+Without an event it passes every ``PERIOD_S`` and compares with what the targets really hold.
+The endless part has no branch worth testing; ``one_pass`` is finite.
+"""
+
+import asyncio
+import contextlib
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+from lbagent import log
+from lbagent.agent.apply import Writer
+from lbagent.agent.targets import Kernel, KernelState, Speaker, SpeakerState
+from lbagent.agent.world import World
+from lbagent.metrics import Metrics
+from lbagent.model.state import Desired, Observed, Snapshot
+from lbagent.model.step import Step
+from lbagent.plan.desire import desire
+from lbagent.plan.steps import steps
+
+_log = log.get("agent")
+
+PERIOD_S = 30.0
+COMPANY_S = 0.005
+LEARN_S = 2.0
+"""At start, how long the first pass waits for next hops and for ExaBGP's routes."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pass:
+    """One completed pass, as the control socket and the metrics show it."""
+
+    number: int
+    snapshot: Snapshot
+    desired: Desired
+    observed: Observed
+    steps: tuple[Step, ...]
+    kernel: KernelState
+    attached: Mapping[str, str] = field(default_factory=dict)
+    took_s: float = 0.0
+
+
+class Loop:
+    """``wake()`` from anywhere; ``run()`` in the TaskGroup; ``last`` is the last completed Pass."""
+
+    def __init__(
+        self,
+        *,
+        world: World,
+        kernel: Kernel,
+        speaker: Speaker,
+        writer: Writer,
+        metrics: Metrics,
+        completed: Callable[[Pass], None],
+        interfaces: frozenset[str],
+    ) -> None:
+        self.last: Pass | None = None
+        self._world = world
+        self._kernel = kernel
+        self._speaker = speaker
+        self._writer = writer
+        self._metrics = metrics
+        self._completed = completed
+        self._interfaces = interfaces
+        self._woken = asyncio.Event()
+        self._due_s = PERIOD_S
+        self._number = 0
+
+    def wake(self) -> None:
+        """Something has changed."""
+        self._woken.set()
+
+    async def run(self) -> None:
+        """Pass after pass, for ever."""
+        await self._wait_until_known()
+        while True:
+            self.one_pass(complete=not self._woken.is_set())
+            try:
+                async with asyncio.timeout(self._due_s):
+                    await self._woken.wait()
+            except TimeoutError:
+                continue
+            await asyncio.sleep(COMPANY_S)
+            self._woken.clear()
+            await asyncio.sleep(0)
+
+    async def _wait_until_known(self) -> None:
+        """Until it is known what should be, nothing is changed (fail static).
+
+        Next hops and announced routes were there before a restart: give them a moment to be learned.
+        """
+        while not self._world.knows_cluster:
+            await self._woken.wait()
+            self._woken.clear()
+        deadline = self._world.clocks.monotonic() + LEARN_S
+        while (left_s := deadline - self._world.clocks.monotonic()) > 0:
+            if self._speaker.observed().synced and not self._world.snapshot().unreachable:
+                return
+            self._woken.clear()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(min(left_s, 0.05)):
+                    await self._woken.wait()
+
+    def one_pass(self, *, complete: bool = False) -> Pass:
+        """Snapshot, plan, apply. ``complete``: prove every Vip again, not only the new ones."""
+        started = self._world.clocks.monotonic()
+        snapshot = self._world.snapshot()
+        desired = desire(snapshot)
+        kernel = self._kernel.observed()
+        self._prove(kernel, complete=complete)
+        observed = observe(kernel, self._speaker.observed(), self._writer.proofs, self._interfaces)
+        todo = tuple(steps(observed, desired, snapshot))
+        self._writer.perform(todo)
+        self._writer.forget(snapshot.services)
+        took_s = self._world.clocks.monotonic() - started
+        self._number += 1
+        self.last = Pass(
+            number=self._number,
+            snapshot=snapshot,
+            desired=desired,
+            observed=observed,
+            steps=todo,
+            kernel=kernel,
+            attached=kernel.attached,
+            took_s=took_s,
+        )
+        self._due_s = self._next_due(snapshot)
+        self._metrics.passed(took_s=took_s, at=snapshot.wall)
+        self._completed(self.last)
+        return self.last
+
+    def _prove(self, kernel: KernelState, *, complete: bool) -> None:
+        proofs = self._writer.proofs
+        for vip in [vip for vip in proofs if vip not in kernel.forwards]:
+            del proofs[vip]
+        self._writer.prove([vip for vip in kernel.forwards if complete or proofs.get(vip, "never tried")])
+
+    def _next_due(self, snapshot: Snapshot) -> float:
+        """Seconds until time alone changes the plan: an address that stops attracting, else the period."""
+        waits = [
+            until + snapshot.settings.settle_s - snapshot.now
+            for until in self._speaker.observed().attracting.values()
+            if math.isfinite(until)
+        ]
+        return min([PERIOD_S, *(max(wait, COMPANY_S) for wait in waits)])
+
+
+def observe(
+    kernel: KernelState, speaker: SpeakerState, proofs: Mapping[object, str], interfaces: frozenset[str]
+) -> Observed:
+    """What the targets hold. A Vip counts as proven only while the program is on every interface."""
+    everywhere = interfaces <= kernel.attached.keys()
+    return Observed(
+        forwards=kernel.forwards,
+        rings=kernel.rings,
+        proven=frozenset(vip for vip in kernel.forwards if everywhere and proofs.get(vip, "never tried") == ""),
+        routes=speaker.routes,
+        attracting=speaker.attracting,
+        peers=speaker.peers,
+    )

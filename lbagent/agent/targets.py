@@ -1,0 +1,116 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the agent asks of the world outside: Kernel, Speaker, Cluster.
+
+The rooms xdp, bpf and kube satisfy these protocols; tests put fakes in their place, and contract
+tests hold the fakes against the real things. Methods without ``async`` return at once.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from lbagent.model.pool import Assignment
+from lbagent.model.reason import Judgement
+from lbagent.model.route import PeerState, Route
+from lbagent.model.service import Endpoint, Node, Service, ServiceKey
+from lbagent.model.vip import Forward, Ring, Vip
+
+Changed = Callable[[], None]
+"""Called by a target when something it watches has changed; only sets a flag."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KernelState:
+    """Read back from the maps and links, not remembered."""
+
+    forwards: Mapping[Vip, Forward] = field(default_factory=dict)
+    rings: frozenset[str] = frozenset()
+    proven: frozenset[Vip] = frozenset()
+    attached: Mapping[str, str] = field(default_factory=dict)
+
+
+class Kernel(Protocol):
+    """The XDP forwarder (lbagent.xdp.forwarder)."""
+
+    @property
+    def reachable(self) -> frozenset[str]:
+        """Tracked node addresses whose next hop is resolved."""
+
+    def track(self, addresses: frozenset[str]) -> None:
+        """Keep the next hops of exactly these node addresses current."""
+
+    def observed(self) -> KernelState:
+        """What the kernel holds now."""
+
+    def program(self, forwards: Sequence[Forward], rings: Sequence[Ring]) -> Mapping[Vip, str]:
+        """Serve these Vips; returns those refused with the reason in words."""
+
+    def unprogram(self, vips: Sequence[Vip]) -> None:
+        """Forget these Vips."""
+
+    def prove(self, vips: Sequence[Vip]) -> Mapping[Vip, str]:
+        """Run a synthetic packet for each; '' when it reached an active backend."""
+
+    async def run(self, changed: Changed) -> None:
+        """Follow links and neighbours for ever."""
+
+
+class SpeakerState(Protocol):
+    """What the speaker knows of itself and of its peers."""
+
+    @property
+    def connected(self) -> bool: ...
+    @property
+    def synced(self) -> bool: ...
+    @property
+    def routes(self) -> frozenset[Route]: ...
+    @property
+    def attracting(self) -> Mapping[str, float]: ...
+    @property
+    def peers(self) -> Mapping[str, PeerState]: ...
+
+
+class Speaker(Protocol):
+    """The BGP side (lbagent.bgp.speaker)."""
+
+    def want(self, routes: frozenset[Route]) -> None:
+        """Announce exactly these routes; the speaker owns the difference."""
+
+    def observed(self) -> SpeakerState:
+        """What it was told, and what the peers have."""
+
+    async def run(self) -> None:
+        """Keep the connection to the relay for ever."""
+
+
+class Cluster(Protocol):
+    """The Kubernetes API (lbagent.kube)."""
+
+    @property
+    def services(self) -> Mapping[ServiceKey, Service]: ...
+    @property
+    def endpoints(self) -> Mapping[ServiceKey, tuple[Endpoint, ...]]: ...
+    @property
+    def nodes(self) -> Mapping[str, Node]: ...
+    @property
+    def namespace_labels(self) -> Mapping[str, Mapping[str, str]]: ...
+    @property
+    def listed(self) -> bool: ...
+    @property
+    def age_s(self) -> float:
+        """Seconds since the API last answered."""
+
+    def holds_lease(self, now: float) -> bool:
+        """May this host write addresses at ``now``?"""
+
+    async def assign(self, assignment: Assignment) -> None:
+        """Write the addresses into the Service's status. Raises KubeError."""
+
+    async def release(self, service: ServiceKey, addresses: tuple[str, ...]) -> None:
+        """Clear them. Raises KubeError."""
+
+    async def report(self, service: ServiceKey, judgement: Judgement) -> None:
+        """Event and condition, deduplicated. Raises KubeError."""
+
+    async def run(self, changed: Changed) -> None:
+        """Watch and renew the lease for ever."""
