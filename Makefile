@@ -1,0 +1,92 @@
+# SPDX-License-Identifier: Apache-2.0
+# `make` lists the targets. Everything runs on .venv, which scripts/setup makes.
+
+PY := .venv/bin/python
+SH_SCRIPTS := scripts/setup scripts/lock .ci/run $(wildcard tests/k8s/*.sh)
+C_SOURCES := $(wildcard ebpf/*.c ebpf/*.h)
+KUBE ?= embedded
+PYTEST := $(PY) -m pytest
+ARGS ?=
+
+.PHONY: help
+help: ## list the targets
+	@sed -n 's/^\([a-z0-9-]*\):.*## /\1\t/p' Makefile | expand -t 16
+
+.PHONY: demo
+demo: setup ## show the whole tier at work in namespaces (KUBE=real: with a real control plane)
+	KUBE=$(KUBE) $(PY) -m tests.lab.demo
+
+.PHONY: lab lab-down
+lab: setup ## build the demo's network and leave it up to play with
+	KUBE=$(KUBE) $(PY) -m tests.lab.demo --keep
+lab-down: ## remove what `make lab` built
+	$(PY) -m tests.lab.demo --down
+
+.PHONY: setup
+setup: ## install what this machine lacks (quiet when there is nothing to do)
+	@scripts/setup
+
+# -- checks
+
+.PHONY: test
+test: setup check control-plane ## everything: the checks, then all tests by level
+	$(PYTEST) $(ARGS)
+
+.PHONY: check
+check: setup ## what needs no running: style, types, imports, generated pages
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+	.venv/bin/mypy
+	.venv/bin/lint-imports --no-logo
+	clang-format --dry-run -Werror $(C_SOURCES)
+	shellcheck $(SH_SCRIPTS)
+	.venv/bin/yamllint --strict .
+	$(PY) docs/generate.py --check
+
+.PHONY: test-thought test-bpf test-netns test-k8s test-deploy
+test-thought: setup ## the pure middle: seconds
+	$(PYTEST) tests/model tests/plan tests/test_*.py $(ARGS)
+test-bpf: setup ## packets through the real program
+	$(PYTEST) -m bpf $(ARGS)
+test-netns: setup ## namespaces, FRR, ExaBGP, XDP
+	$(PYTEST) -m netns $(ARGS)
+test-k8s: setup control-plane ## a real control plane
+	$(PYTEST) -m k8s $(ARGS)
+
+.PHONY: control-plane
+control-plane: ## find or build etcd, kube-apiserver and kube-proxy (once, cached)
+	@sh tests/k8s/build.sh >/dev/null || [ $$? -eq 3 ]
+
+.PHONY: bench
+bench: setup ## measure the forwarder, BGP and the plan
+	$(PY) -m bench
+
+.PHONY: lint-ansible
+lint-ansible: ## ansible-lint, in a virtual environment of its own
+	@test -x .venv-ansible/bin/ansible-lint || { \
+	  /usr/bin/python3 -m venv .venv-ansible && \
+	  .venv-ansible/bin/pip install --quiet --require-hashes --requirement requirements-ansible.lock; }
+	cd ansible && PATH="$(CURDIR)/.venv-ansible/bin:$$PATH" ansible-lint --offline
+
+# -- products
+
+.PHONY: docs
+docs: setup ## write the generated reference pages
+	$(PY) docs/generate.py
+
+.PHONY: wheel
+wheel: setup ## sdist, and the wheel built from it, into dist/
+	rm -rf dist
+	$(PY) -m hatchling build --target sdist --directory dist
+	mkdir -p build/sdist && tar -xzf dist/*.tar.gz --strip-components=1 --directory build/sdist
+	cd build/sdist && $(CURDIR)/$(PY) -m hatchling build --target wheel --directory $(CURDIR)/dist
+	rm -rf build/sdist
+
+.PHONY: lock
+lock: setup ## resolve the lock files again
+	scripts/lock
+
+.PHONY: clean
+clean: ## remove what was built here (not .venv)
+	rm -rf build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	find . -name __pycache__ -type d -not -path './.venv*' -prune -exec rm -rf {} +
