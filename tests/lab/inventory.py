@@ -67,13 +67,14 @@ def _state(pid: int) -> tuple[str, int] | None:
 
 @dataclass
 class Inventory:
-    """Namespaces, processes and mounts of one lab, and its folder. ``prefix`` opens every name."""
+    """Belongings of one lab. ``prefix`` opens every name, ``folder`` holds its files, ``folders`` are further ones."""
 
     prefix: str
     folder: Path
     namespaces: list[str] = field(default_factory=list)
     processes: list[Process] = field(default_factory=list)
     mounts: list[str] = field(default_factory=list)
+    folders: list[str] = field(default_factory=list)
 
     @classmethod
     def load(cls, folder: Path) -> "Inventory":
@@ -148,6 +149,8 @@ class Inventory:
             problems += attempt(partial(self.unmount, Path(path)))
         for name in self.namespaces:
             problems += attempt(Namespace(name).delete)
+        for folder in self.folders:
+            shutil.rmtree(folder, ignore_errors=True)
         if not problems:
             shutil.rmtree(self.folder, ignore_errors=True)
         return problems

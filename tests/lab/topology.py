@@ -40,6 +40,10 @@ class Interface:
         return (self.v4, self.v6)
 
     @property
+    def addresses_only(self) -> tuple[str, str]:
+        return (self.ip4, self.ip6)
+
+    @property
     def ip4(self) -> str:
         return self.v4.partition("/")[0]
 
