@@ -1,0 +1,89 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`lbagent`: the daemon and the verbs that need no daemon.
+
+Exit codes: 0 fine, 1 failed, 2 usage, 3 degraded (some Service is not served).
+"""
+
+import asyncio
+import sys
+from pathlib import Path
+
+import click
+
+from lbagent import __version__
+from lbagent.config import DEFAULT_PATH, Config, load
+from lbagent.errors import ConfigError, LbagentError
+
+_config_option = click.option(
+    "--config",
+    "path",
+    type=click.Path(path_type=Path),
+    default=DEFAULT_PATH,
+    show_default=True,
+    help="Configuration file.",
+)
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="lbagent")
+def main() -> None:
+    """External load-balancer tier for Kubernetes on bare metal."""
+
+
+def _load(path: Path) -> Config:
+    try:
+        return load(path)
+    except ConfigError as error:
+        for line in error.problems:
+            click.echo(line, err=True)
+        raise SystemExit(1) from None
+
+
+def _fail(error: BaseException) -> None:
+    """One line for an expected error; a bug keeps its traceback."""
+    if isinstance(error, BaseExceptionGroup):
+        expected, others = error.split(LbagentError)
+        if others is not None or expected is None:
+            raise error
+        for inner in expected.exceptions:
+            _fail(inner)
+        return
+    click.echo(f"lbagent: {error}", err=True)
+
+
+@main.command()
+@_config_option
+def run(path: Path) -> None:
+    """Run the daemon (systemd does this)."""
+    from lbagent.agent.run import run as run_agent
+
+    settings = _load(path)
+    try:
+        asyncio.run(run_agent(path, settings))
+    except (LbagentError, ExceptionGroup) as error:
+        _fail(error)
+        sys.exit(1)
+
+
+@main.command()
+@click.argument("path", type=click.Path(path_type=Path), default=DEFAULT_PATH)
+def check(path: Path) -> None:
+    """Check a configuration file; every mistake with its line."""
+    settings = _load(path)
+    click.echo(f"{path}: fine ({len(settings.pools)} pools, {len(settings.bgp.peers)} peers)")
+
+
+@main.command()
+@_config_option
+def doctor(path: Path) -> None:
+    """Is this machine fit to run lbagent? One line per check, with what to install or grant."""
+    from lbagent.cli.doctor import examine
+
+    findings = list(examine(path))
+    width = max(len(f.name) for f in findings)
+    for finding in findings:
+        mark = "ok  " if finding.ok else "FAIL"
+        click.echo(f"{mark} {finding.name:<{width}}  {finding.found}")
+        if not finding.ok and finding.remedy:
+            click.echo(f"     {'':<{width}}  -> {finding.remedy}")
+    sys.exit(0 if all(f.ok for f in findings) else 1)
