@@ -20,10 +20,10 @@ CLONE_NEWNET = 0x40000000  # <linux/sched.h>
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
-def run(*argv: str, text: str | None = None) -> str:
-    """Run a command to its end and return what it printed; a failure says what and why."""
+def run(*argv: str, text: str | None = None, fine: tuple[int, ...] = (0,)) -> str:
+    """Run a command to its end and return what it printed; an exit code that is not ``fine`` says what and why."""
     done = subprocess.run(argv, input=text, capture_output=True, text=True, check=False)
-    if done.returncode:
+    if done.returncode not in fine:
         raise LabError(f"{' '.join(argv)}: exit {done.returncode}: {(done.stderr or done.stdout).strip()[-2000:]}")
     return done.stdout
 
@@ -83,8 +83,8 @@ class Namespace:
         """
         return ["nsenter", f"--net={self.path}", "--", *argv]
 
-    def run(self, *argv: str, text: str | None = None) -> str:
-        return run(*self.command(*argv), text=text)
+    def run(self, *argv: str, text: str | None = None, fine: tuple[int, ...] = (0,)) -> str:
+        return run(*self.command(*argv), text=text, fine=fine)
 
     def sysctl(self, value_by_key: dict[str, str]) -> None:
         with self.entered():

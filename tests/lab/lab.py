@@ -1,0 +1,195 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The whole lab: ``with Lab.up(...) as lab`` gives the machines, and takes everything away at the end."""
+
+import fcntl
+import os
+import secrets
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Any, Self
+
+from tests.lab import control_plane
+from tests.lab.inventory import Inventory
+from tests.lab.kube import Api, PodEndpoint, endpoint_slice
+from tests.lab.lbhost import LbHost
+from tests.lab.netns import Namespace
+from tests.lab.poll import LabError, wait_for
+from tests.lab.tap import Tap
+from tests.lab.topology import HTTP_PORT, NodeAddresses, Topology
+from tests.lab.tor import Tor
+
+LABS = Path("/run")
+POD_PROGRAM = Path(__file__).with_name("pod.py")
+
+
+def folder_of(prefix: str) -> Path:
+    """Where the lab with this prefix keeps its files; the same for who builds it and who removes it."""
+    return LABS / f"{prefix}lab"
+
+
+def random_prefix() -> str:
+    """For tests: labs side by side do not meet."""
+    return f"lbt-{secrets.token_hex(3)}-"
+
+
+@dataclass(kw_only=True)
+class Pod:
+    """A running pod. ``ready`` is what its EndpointSlice says."""
+
+    name: str
+    node: NodeAddresses
+    v4: str
+    v6: str
+    ready: bool = True
+
+
+@dataclass(kw_only=True)
+class Lab:
+    """The machines by role."""
+
+    inventory: Inventory
+    topology: Topology
+    tor: Tor
+    tap: Tap
+    api: Api
+    hosts: dict[str, LbHost]
+    lock: IO[str]
+    pods_by_service: dict[str, list[Pod]] = field(default_factory=dict)
+
+    @classmethod
+    def up(cls, *, prefix: str, kube: str = "embedded", lb_count: int = 2, node_count: int = 3) -> "Lab":
+        """Everything but Services and running LB hosts. What a failure leaves half-built is removed."""
+        folder = folder_of(prefix)
+        folder.mkdir(parents=True, exist_ok=True)
+        folder.chmod(0o755)  # FRR and ExaBGP run as users of their own
+        lock = (folder / "lock").open("w")
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            lock.close()
+            raise LabError(f"a lab {prefix}* is being used; choose another LBA_PREFIX") from None
+        if (folder / "inventory.json").exists():
+            lock.close()
+            raise LabError(f"a lab {prefix}* is there already; remove it (make lab-down), or choose another LBA_PREFIX")
+        inventory = Inventory(prefix=prefix, folder=folder)
+        try:
+            topology = Topology(inventory, lb_count=lb_count, node_count=node_count)
+            topology.build()
+            tor = Tor(topology)
+            tor.start(inventory)
+            tap = Tap(topology.tor, topology.lbs)
+            tap.start()
+            api = _start_kube(kube, inventory, topology)
+            hosts = {lb.name: LbHost(lb, topology=topology, inventory=inventory, api=api) for lb in topology.lbs}
+        except BaseException:
+            inventory.remove()
+            lock.close()
+            raise
+        lab = cls(inventory=inventory, topology=topology, tor=tor, tap=tap, api=api, hosts=hosts, lock=lock)
+        lab._register_nodes()
+        return lab
+
+    def _register_nodes(self) -> None:
+        for name in ("default", "lbagent"):
+            self.api.create_namespace(name)
+        for node in self.topology.nodes:
+            self.api.create_node(node.name, node.segment.addresses_only)
+
+    @property
+    def client(self) -> Namespace:
+        return self.topology.client
+
+    @property
+    def logs(self) -> list[Path]:
+        return [log for host in self.hosts.values() for log in host.logs]
+
+    def deploy(self, name: str, *, pods: int = 3, families: tuple[int, ...] = (4,), **spec: Any) -> list[Pod]:
+        """A Service with pods spread over the nodes. Returns when every pod answers on its own address."""
+        started = [self._start_pod(f"{name}-{number + 1}", number) for number in range(pods)]
+        self.pods_by_service[name] = started
+        if families == (6,):
+            spec.setdefault("ipFamilies", ["IPv6"])
+        elif families == (4, 6):
+            spec.setdefault("ipFamilies", ["IPv4", "IPv6"])
+            spec.setdefault("ipFamilyPolicy", "RequireDualStack")
+        self.api.create_service(name, **spec)
+        self.publish_endpoints(name, families=families)
+        return started
+
+    def _start_pod(self, name: str, number: int) -> Pod:
+        nodes = self.topology.nodes
+        node = nodes[number % len(nodes)]
+        interface = self.topology.add_pod(node, name)
+        place = self.topology.namespace(name)
+        argv = [sys.executable, str(POD_PROGRAM), "--name", name, "--node", node.name]
+        self.inventory.start(name, place.command(*argv))
+        wait_for(
+            f"pod {name} to listen",
+            lambda: f":{HTTP_PORT} " in place.run("ss", "-Hltn"),
+            limit_s=15,
+            logs=[self.inventory.folder / f"{name}.log"],
+        )
+        return Pod(name=name, node=node, v4=interface.ip4, v6=interface.ip6)
+
+    def publish_endpoints(self, name: str, *, families: tuple[int, ...] = (4,)) -> None:
+        """Write the EndpointSlices of a Service from its pods."""
+        for family in families:
+            endpoints = tuple(
+                PodEndpoint(
+                    address=pod.v4 if family == 4 else pod.v6, node=pod.node.name, ready=pod.ready, serving=pod.ready
+                )
+                for pod in self.pods_by_service[name]
+            )
+            self.api.put_slice(endpoint_slice(name, endpoints))
+
+    def address_of(self, name: str, *, limit_s: float = 20.0) -> str:
+        """Wait for the address in the Service's status and return the first one."""
+        ingress = wait_for(
+            f"an address in the status of Service default/{name}",
+            lambda: self.api.service(name).get("status", {}).get("loadBalancer", {}).get("ingress"),
+            limit_s=limit_s,
+            logs=self.logs,
+        )
+        return str(ingress[0]["ip"])
+
+    def wait_routes(self, address: str, hosts: tuple[str, ...], *, limit_s: float = 30.0) -> tuple[str, ...]:
+        """Until the ToR's kernel spreads this VIP over exactly these LB hosts."""
+        return wait_for(
+            f"the ToR's kernel to route {address} to {' and '.join(hosts) or 'nobody'}",
+            lambda: self.tor.next_hops(address),
+            until=lambda seen: seen == hosts,
+            limit_s=limit_s,
+            logs=self.logs,
+        )
+
+    def release(self) -> None:
+        """Leave the lab up and let go of it."""
+        self.lock.close()
+
+    def down(self) -> list[str]:
+        """Remove everything; returns what could not be removed."""
+        self.tor.stop()
+        problems = self.inventory.remove()
+        self.lock.close()
+        return problems
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if os.environ.get("LBAGENT_KEEP_LAB") == "1":
+            self.release()
+            return
+        problems = self.down()
+        if problems and error is None:
+            raise LabError("left behind: " + "; ".join(problems))
+
+
+def _start_kube(kube: str, inventory: Inventory, topology: Topology) -> Api:
+    if kube == "embedded":
+        return control_plane.start_embedded(inventory, topology)
+    raise LabError(f"KUBE={kube}: choose embedded or real")
