@@ -9,7 +9,7 @@ import ipaddress
 import os
 import re
 import socket
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
@@ -610,6 +610,15 @@ def _sentence(error: Any) -> str:
     return f"{shown}{message[:1].lower()}{message[1:]}"
 
 
+def _causes(errors: Sequence[Any]) -> Iterator[Any]:
+    """Without "too short" of a list whose items were refused: that is a consequence, not a mistake."""
+    places = [tuple(e["loc"]) for e in errors]
+    for error, place in zip(errors, places, strict=True):
+        inside = any(len(other) > len(place) and other[: len(place)] == place for other in places)
+        if not (error["type"] == "too_short" and inside):
+            yield error
+
+
 def parse(text: str, *, name: str = "lbagent.yaml") -> Config:
     """The configuration in ``text``. Raises ConfigError with one ``problems`` line per mistake."""
     try:
@@ -637,7 +646,7 @@ def parse(text: str, *, name: str = "lbagent.yaml") -> Config:
     try:
         config = Config.model_validate(tree)
     except ValidationError as error:
-        found += [problem(tuple(e["loc"]), _sentence(e)) for e in error.errors()]
+        found += [problem(tuple(e["loc"]), _sentence(e)) for e in _causes(error.errors())]
     if config is not None:
         found += [problem(where, message) for rule in _RULES for where, message in rule(config)]
     if found or config is None:

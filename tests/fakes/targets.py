@@ -1,0 +1,143 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Targets in memory: a kernel of dictionaries, a speaker that obeys, a cluster that remembers.
+
+tests/lab runs the same agent against the real ones; what a fake claims is held against them there.
+"""
+
+import asyncio
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+from lbagent.agent.targets import KernelState
+from lbagent.errors import KubeUnavailable, XdpError
+from lbagent.model.pool import Assignment
+from lbagent.model.reason import Judgement
+from lbagent.model.route import PeerState, Route
+from lbagent.model.service import Endpoint, Ingress, Node, Service, ServiceKey
+from lbagent.model.vip import Forward, Ring, Vip
+
+
+class FakeKernel:
+    """Holds Forwards in a dict. ``broken`` Vips fail their proof, ``fails`` makes every change raise."""
+
+    def __init__(self, journal: list[str] | None = None) -> None:
+        self.journal = journal if journal is not None else []
+        self.forwards: dict[Vip, Forward] = {}
+        self.rings: dict[str, Ring] = {}
+        self.attached: dict[str, str] = {"eth0": "native"}
+        self.broken: dict[Vip, str] = {}
+        self.refuses: dict[Vip, str] = {}
+        self.fails = False
+        self.unresolved: set[str] = set()
+        self.tracked: frozenset[str] = frozenset()
+
+    @property
+    def reachable(self) -> frozenset[str]:
+        return self.tracked - self.unresolved
+
+    def track(self, addresses: frozenset[str]) -> None:
+        self.tracked = addresses
+
+    def observed(self) -> KernelState:
+        return KernelState(forwards=dict(self.forwards), rings=frozenset(self.rings), attached=dict(self.attached))
+
+    def program(self, forwards: Sequence[Forward], rings: Sequence[Ring]) -> Mapping[Vip, str]:
+        if self.fails:
+            raise XdpError("the kernel said no")
+        self.rings |= {ring.fingerprint: ring for ring in rings}
+        for forward in forwards:
+            if forward.vip not in self.refuses:
+                assert forward.ring in self.rings, "a ring is programmed before the Vip that uses it"
+                self.forwards[forward.vip] = forward
+                self.journal.append(f"program {forward.vip}")
+        return {f.vip: self.refuses[f.vip] for f in forwards if f.vip in self.refuses}
+
+    def unprogram(self, vips: Sequence[Vip]) -> None:
+        if self.fails:
+            raise XdpError("the kernel said no")
+        for vip in vips:
+            self.forwards.pop(vip, None)
+            self.journal.append(f"unprogram {vip}")
+
+    def prove(self, vips: Sequence[Vip]) -> Mapping[Vip, str]:
+        return {vip: self.broken.get(vip, "" if vip in self.forwards else "not programmed") for vip in vips}
+
+    async def run(self, changed: Callable[[], None]) -> None:
+        await asyncio.Event().wait()
+
+    def close(self) -> None:
+        pass
+
+
+@dataclass(frozen=True, kw_only=True)
+class FakeSpeakerState:
+    connected: bool = True
+    synced: bool = True
+    routes: frozenset[Route] = frozenset()
+    attracting: Mapping[str, float] = field(default_factory=dict)
+    peers: Mapping[str, PeerState] = field(default_factory=dict)
+
+
+class FakeSpeaker:
+    """Announces at once; a withdrawal is confirmed at the time ``confirm`` is called."""
+
+    def __init__(self, journal: list[str] | None = None) -> None:
+        self.journal = journal if journal is not None else []
+        self.state = FakeSpeakerState()
+
+    def want(self, routes: frozenset[Route]) -> None:
+        gone = {route.address for route in self.state.routes} - {route.address for route in routes}
+        self.journal += [f"withdraw {address}" for address in sorted(gone)]
+        self.journal += [f"announce {route.address}" for route in sorted(routes - self.state.routes, key=str)]
+        attracting = {a: u for a, u in self.state.attracting.items() if a not in {r.address for r in routes}}
+        attracting |= dict.fromkeys(gone, float("inf"))
+        self.state = replace(self.state, routes=routes, attracting=attracting)
+
+    def confirm(self, now: float) -> None:
+        self.state = replace(self.state, attracting=dict.fromkeys(self.state.attracting, now))
+
+    def observed(self) -> FakeSpeakerState:
+        return self.state
+
+    async def run(self) -> None:
+        await asyncio.Event().wait()
+
+
+class FakeCluster:
+    """Objects in dicts; a status write shows up at once. ``down`` makes writes fail."""
+
+    def __init__(self) -> None:
+        self.services: dict[ServiceKey, Service] = {}
+        self.endpoints: dict[ServiceKey, tuple[Endpoint, ...]] = {}
+        self.nodes: dict[str, Node] = {}
+        self.namespace_labels: dict[str, dict[str, str]] = {}
+        self.listed = True
+        self.leads = True
+        self.down = False
+        self.age_s = 0.0
+        self.events: list[tuple[ServiceKey, Judgement]] = []
+        self.writes = 0
+
+    def holds_lease(self, now: float) -> bool:
+        return self.leads
+
+    async def assign(self, assignment: Assignment) -> None:
+        await asyncio.sleep(0)
+        if self.down:
+            raise KubeUnavailable("connection refused")
+        self.writes += 1
+        service = self.services[assignment.service]
+        ingress = tuple(Ingress(ip=address, ip_mode=assignment.ip_mode) for address in assignment.addresses)
+        self.services[service.key] = replace(service, ingress=ingress)
+
+    async def release(self, service: ServiceKey, addresses: tuple[str, ...]) -> None:
+        if self.down:
+            raise KubeUnavailable("connection refused")
+        if service in self.services:
+            self.services[service] = replace(self.services[service], ingress=())
+
+    async def report(self, service: ServiceKey, judgement: Judgement) -> None:
+        self.events.append((service, judgement))
+
+    async def run(self, changed: Callable[[], None]) -> None:
+        await asyncio.Event().wait()
