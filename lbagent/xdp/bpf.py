@@ -488,12 +488,13 @@ def create_link(program_fd: int, ifindex: int, flags: Attach) -> int:
     return _bpf(_Command.LINK_CREATE, attr, f"attach to interface {ifindex}")[0]
 
 
-def replace_program(link_fd: int, new_fd: int, old_fd: int) -> None:
+def replace_program(link_fd: int, new_fd: int, old_fd: int | None) -> None:
     """Exchange the link's program without a gap, only if it still runs ``old_fd`` (else EPERM).
 
-    Waits for a grace period: 16 ms measured.
+    ``old_fd`` None: whatever it runs. Waits for a grace period: 16 ms measured.
     """
-    attr = struct.pack("<IIII", link_fd, new_fd, _LINK_REPLACE, old_fd)
+    swap = (0, 0) if old_fd is None else (_LINK_REPLACE, old_fd)
+    attr = struct.pack("<IIII", link_fd, new_fd, *swap)
     _bpf(_Command.LINK_UPDATE, attr, "replace the attached program")
 
 
