@@ -11,8 +11,8 @@ from pathlib import Path
 import click
 
 from lbagent import __version__
-from lbagent.config import DEFAULT_PATH, Config, load
-from lbagent.errors import ConfigError, LbagentError
+from lbagent.config import DEFAULT_PATH, Config, load, read_password
+from lbagent.errors import BgpError, ConfigError, LbagentError
 
 _config_option = click.option(
     "--config",
@@ -87,3 +87,31 @@ def doctor(path: Path) -> None:
         if not finding.ok and finding.remedy:
             click.echo(f"     {'':<{width}}  -> {finding.remedy}")
     sys.exit(0 if all(f.ok for f in findings) else 1)
+
+
+@main.group()
+def render() -> None:
+    """Write what other programs read, from the one configuration file."""
+
+
+@render.command("exabgp")
+@_config_option
+@click.option("--out", type=click.Path(path_type=Path, file_okay=False), required=True, help="Folder to write into.")
+@click.option("--user", default="lbagent-bgp", show_default=True, help="Who ExaBGP becomes when started as root.")
+def render_exabgp(path: Path, out: Path, user: str) -> None:
+    """ExaBGP's configuration and environment (exabgp.conf, exabgp.env)."""
+    from lbagent.bgp import render as texts
+
+    settings = _load(path)
+    password_by_peer = {p.name: read_password(p.password_file) for p in settings.bgp.peers if p.password_file}
+    conf = texts.exabgp_conf(settings.bgp, settings.paths, python=sys.executable, password_by_peer=password_by_peer)
+    try:
+        out.mkdir(mode=0o700, parents=True, exist_ok=True)
+        for name, text in (("exabgp.conf", conf), ("exabgp.env", texts.exabgp_env(settings.bgp, user=user))):
+            aside = out / f"{name}.new"
+            aside.write_text(text, encoding="ascii")
+            aside.chmod(0o600)  # it may hold TCP MD5 keys
+            aside.replace(out / name)
+    except OSError as error:
+        _fail(BgpError(f"cannot write {out}: {error}", hint="choose another --out"))
+        sys.exit(1)
