@@ -78,7 +78,7 @@ class Lab:
             topology = Topology(inventory, lb_count=lb_count, node_count=node_count)
             topology.build()
             tor = Tor(topology)
-            tor.start(inventory)
+            tor.start()
             tap = Tap(topology.tor, topology.lbs)
             tap.start()
             api = _start_kube(kube, inventory, topology)

@@ -6,7 +6,6 @@ its disk stays: configuration, state folder, bytecode cache.
 """
 
 import json
-import os
 import shutil
 import signal
 import sys
@@ -53,6 +52,12 @@ class LbHost:
     @property
     def bpffs(self) -> Path:
         return self.folder / "bpffs"
+
+    @property
+    def processes(self) -> dict[str, Process]:
+        """What runs here, by what it is."""
+        found = {"agent": self.agent, "ExaBGP": self.speaker}
+        return {what: process for what, process in found.items() if process}
 
     @property
     def logs(self) -> list[Path]:
@@ -111,9 +116,9 @@ class LbHost:
 
     def start_speaker(self) -> None:
         """ExaBGP, as ``lbagent-bgp.service`` starts it."""
+        # As root, not as lbagent-bgp: that user cannot read a checkout below /root.
+        self.lbagent("render", "exabgp", "--config", str(self.config_file), "--out", str(self.folder), "--user", "root")
         conf, env = self.folder / "exabgp.conf", self.folder / "exabgp.env"
-        for verb, target in (("exabgp", conf), ("exabgp-env", env)):
-            self.lbagent("render", verb, "--config", str(self.config_file), "--out", str(target))
         argv = [str(BIN / "exabgp"), "--env-file", str(env), "server", str(conf)]
         self.speaker = self.inventory.start(
             f"{self.name}-bgp", self.namespace.command(*argv), log=self.folder / "bgp.log"
@@ -154,6 +159,11 @@ class LbHost:
         socket = str(self.folder / "run" / "lbagent.sock")
         return json.loads(self.namespace.run(str(BIN / "lbctl"), "--socket", socket, "-o", "json", *argv, fine=(0, 3)))
 
+    def vips(self) -> list[dict[str, Any]]:
+        """One row per VIP that is wanted or that the kernel holds."""
+        rows: list[dict[str, Any]] = self.lbctl("show", "vips")
+        return rows
+
     def wait_ready(self, *, limit_s: float = 40.0) -> dict[str, Any]:
         """Until ``lbctl status`` answers; returns what it says."""
         return wait_for(
@@ -181,7 +191,3 @@ class LbHost:
         text = self.namespace.run("curl", "--silent", "--fail", "--max-time", "5", f"http://{HTTP}/metrics")
         pairs = (line.rsplit(" ", 1) for line in text.splitlines() if line and not line.startswith("#"))
         return {name: float(value) for name, value in pairs}
-
-    @property
-    def environment(self) -> dict[str, str]:
-        return {"PATH": f"{BIN}:{os.environ.get('PATH', '')}"}

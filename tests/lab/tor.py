@@ -2,11 +2,14 @@
 """The top-of-rack router: FRR with a session to every LB host, and what can be read back from it."""
 
 import json
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 from tests.lab.frr import Frr
-from tests.lab.inventory import Inventory
+from tests.lab.inventory import reap
 from tests.lab.topology import LB_ASN, TOR_ASN, VIP_RANGES, LbAddresses, Topology
 
 HOLD_TIME_S = 9
@@ -77,13 +80,14 @@ class Tor:
 
     def __init__(self, topology: Topology) -> None:
         self.topology = topology
+        self.inventory = topology.inventory
         self.frr = Frr(topology.tor.name, configuration(topology.lbs))
 
-    def start(self, inventory: Inventory) -> None:
+    def start(self) -> None:
         self.frr.start()
-        inventory.folders.append(str(self.frr.directory))
+        self.inventory.folders.append(str(self.frr.directory))
         for child in self.frr._children:
-            inventory.adopt("frr", child.pid, log=self.frr.directory / "frr.log", child=child)
+            self.inventory.adopt("frr", child.pid, log=self.frr.directory / "frr.log", child=child)
 
     def stop(self) -> None:
         self.frr.stop()
@@ -126,6 +130,27 @@ class Tor:
                 if {"dead", "linkdown"}.isdisjoint(hop.get("flags", ())):
                     gateways.add(hop.get("gateway") or hop.get("via", {}).get("host", ""))
         return tuple(lb.name for lb in self.topology.lbs if gateways & set(lb.uplink.addresses_only))
+
+    @contextmanager
+    def watching_routes(self, address: str) -> Iterator[list[str]]:
+        """Every change of this VIP's route in the ToR's kernel during the ``with``; the list is filled at its end."""
+        word = "-6" if ":" in address else "-4"
+        changes: list[str] = []
+        log = self.inventory.folder / "route-changes.log"
+        log.write_text("")
+        watcher = self.inventory.start("ip-monitor", self.topology.tor.command("ip", word, "monitor", "route"), log=log)
+        try:
+            yield changes
+        finally:
+            watcher.kill(signal.SIGTERM)
+            watcher.gone(limit_s=5)
+            reap(watcher.pid)
+            changes += [line for line in log.read_text().splitlines() if address in line.split()]
+
+    def route_shown(self, address: str) -> str:
+        """The route as an operator sees it in vtysh."""
+        command = f"show ipv6 route {address}/128" if ":" in address else f"show ip route {address}/32"
+        return self.frr.vtysh(command).strip() or f"{command}: (no entry)"
 
     def kernel_route(self, address: str) -> str:
         """The route as ``ip route`` prints it."""
