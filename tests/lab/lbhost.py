@@ -18,7 +18,7 @@ import yaml
 from tests.lab.inventory import Inventory, Process, inhabitants
 from tests.lab.kube import Api
 from tests.lab.netns import Namespace
-from tests.lab.poll import LabError, wait_for
+from tests.lab.poll import Hopeless, LabError, wait_for
 from tests.lab.topology import LB_ASN, TOR_ASN, VIP_RANGES, LbAddresses, Topology
 
 BIN = Path(sys.executable).parent
@@ -144,9 +144,8 @@ class LbHost:
         self.topology.cut_lb(self.lb)
         for process in inhabitants(self.namespace):
             process.kill(signal.SIGKILL)
-        for process in (self.agent, self.speaker):
-            if process:
-                process.gone(limit_s=5)
+        for process in self.processes.values():
+            process.gone(limit_s=5)
         self.namespace.delete()
         self.inventory.unmount(self.bpffs)
         shutil.rmtree(self.folder / "run", ignore_errors=True)
@@ -172,7 +171,7 @@ class LbHost:
 
     def _status(self) -> dict[str, Any]:
         if self.agent is not None and not self.agent.alive:
-            raise LabError(f"the agent of {self.name} (pid {self.agent.pid}) has ended")
+            raise Hopeless(f"the agent of {self.name} (pid {self.agent.pid}) has ended")
         status: dict[str, Any] = self.lbctl("status")
         return status
 

@@ -15,6 +15,10 @@ class LabError(Exception):
     """Something in the lab is not as it should be; the text is complete enough to act on."""
 
 
+class Hopeless(LabError):
+    """What is waited for cannot come any more."""
+
+
 class Waited(LabError):
     """A wait came to its limit. ``seen`` is the last thing that was read."""
 
@@ -29,6 +33,7 @@ def wait_for(
     """Look until ``until(seen)`` holds and return what was seen.
 
     ``look`` may raise OSError or LabError while things come up; the last one is told when the limit is reached.
+    Hopeless ends the wait at once.
     """
     deadline = time.monotonic() + limit_s
     seen: object = None
@@ -38,6 +43,8 @@ def wait_for(
             if until(value):
                 return value
             seen = value
+        except Hopeless as error:
+            raise Hopeless("\n".join([f"while waiting for {what}: {error}", *map(tail, logs)])) from error
         except (OSError, LabError) as error:
             seen = f"{type(error).__name__}: {error}"
         if time.monotonic() > deadline:
