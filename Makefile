@@ -29,7 +29,7 @@ setup: ## install what this machine lacks (quiet when there is nothing to do)
 # -- checks
 
 .PHONY: test
-test: setup check control-plane ## everything: the checks, then all tests by level
+test: setup check control-plane ansible ## everything: the checks, then all tests by level
 	$(PYTEST) $(ARGS)
 
 .PHONY: check
@@ -52,6 +52,8 @@ test-netns: setup ## namespaces, FRR, ExaBGP, XDP
 	$(PYTEST) -m netns $(ARGS)
 test-k8s: setup control-plane ## a real control plane
 	$(PYTEST) -m k8s $(ARGS)
+test-deploy: setup ansible ## units and roles
+	$(PYTEST) -m deploy $(ARGS)
 
 .PHONY: control-plane
 control-plane: ## find or build etcd, kube-apiserver and kube-proxy (once, cached)
@@ -61,12 +63,14 @@ control-plane: ## find or build etcd, kube-apiserver and kube-proxy (once, cache
 bench: setup ## measure the forwarder, BGP and the plan
 	$(PY) -m bench
 
-.PHONY: lint-ansible
-lint-ansible: ## ansible-lint, in a virtual environment of its own
-	@test -x .venv-ansible/bin/ansible-lint || { \
-	  /usr/bin/python3 -m venv .venv-ansible && \
-	  .venv-ansible/bin/pip install --quiet --require-hashes --requirement requirements-ansible.lock; }
-	cd ansible && PATH="$(CURDIR)/.venv-ansible/bin:$$PATH" ansible-lint --offline
+.venv-ansible/.locked: requirements-ansible.lock
+	@echo "setup: ansible-lint, in a virtual environment of its own" >&2
+	@/usr/bin/python3 -m venv .venv-ansible
+	@.venv-ansible/bin/pip install --quiet --disable-pip-version-check --require-hashes --requirement $<
+	@touch $@
+
+.PHONY: ansible
+ansible: .venv-ansible/.locked ## ansible-core and ansible-lint for the tests of the roles
 
 # -- products
 
@@ -81,6 +85,11 @@ wheel: setup ## sdist, and the wheel built from it, into dist/
 	mkdir -p build/sdist && tar -xzf dist/*.tar.gz --strip-components=1 --directory build/sdist
 	cd build/sdist && $(CURDIR)/$(PY) -m hatchling build --target wheel --directory $(CURDIR)/dist
 	rm -rf build/sdist
+
+.PHONY: wheelhouse
+wheelhouse: wheel ## all that an offline host needs, for this machine's Python, into dist/wheelhouse
+	$(PY) -m pip wheel --quiet --require-hashes --requirement requirements.lock --wheel-dir dist/wheelhouse
+	cp dist/*.whl dist/wheelhouse/
 
 .PHONY: lock
 lock: setup ## resolve the lock files again

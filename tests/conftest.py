@@ -2,7 +2,8 @@
 """What every test may rely on, decided once: privileges, order, seeds, and the count per level.
 
 Levels: *thought* (pure), *rooms* (adapters against fakes of their protocol), *bpf* (packets through
-the real program), *netns* (the lab), *k8s* (a real control plane). Privileged levels skip with a
+the real program), *netns* (the lab), *k8s* (a real control plane),
+*deploy* (units and roles). Privileged levels skip with a
 reason where something is missing. With ``CI=true`` (or ``LBAGENT_REQUIRE=bpf,netns``) the same
 reason is a failure.
 """
@@ -20,9 +21,9 @@ import hypothesis
 import pytest
 
 CHECKOUT = Path(__file__).resolve().parent.parent
-PRIVILEGED = ("bpf", "netns", "k8s")
+PRIVILEGED = ("bpf", "netns", "k8s", "deploy")
 LEVELS = ("thought", "rooms", *PRIVILEGED)
-ROOMS = frozenset({"kube", "bgp", "xdp", "probe", "agent", "cli", "fakes", "deploy"})
+ROOMS = frozenset({"kube", "bgp", "xdp", "probe", "agent", "cli", "fakes"})
 
 hypothesis.settings.register_profile("laptop", max_examples=100, deadline=None)
 hypothesis.settings.register_profile("ci", max_examples=300, deadline=None, print_blob=True)
@@ -62,6 +63,10 @@ def _control_plane() -> str:
     return "" if found.returncode == 0 else found.stderr.strip() or "tests/k8s/build.sh --find failed"
 
 
+def _ansible() -> str:
+    return "" if (CHECKOUT / ".venv-ansible/.locked").exists() else "needs ansible-lint: make ansible"
+
+
 _KERNEL = (_root, _bcc, _headers, _bpffs)
 _LAB = (
     *_KERNEL,
@@ -71,7 +76,12 @@ _LAB = (
     _command("bgpd", "frr"),
     _command("vtysh", "frr"),
 )
-NEEDS: dict[str, tuple[Callable[[], str], ...]] = {"bpf": _KERNEL, "netns": _LAB, "k8s": (*_LAB, _control_plane)}
+NEEDS: dict[str, tuple[Callable[[], str], ...]] = {
+    "bpf": _KERNEL,
+    "netns": _LAB,
+    "k8s": (*_LAB, _control_plane),
+    "deploy": (_root, _command("systemd-analyze", "systemd"), _ansible),
+}
 
 
 @cache
