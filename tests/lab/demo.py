@@ -151,7 +151,7 @@ def main() -> int:
     if os.geteuid():
         print("demo: needs root: it builds network namespaces and loads XDP programs", file=sys.stderr)
         return 1
-    for number in (signal.SIGTERM, signal.SIGHUP):
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, interrupt)
     prefix = os.environ.get("LBA_PREFIX", "lba-")
     if chosen.down:

@@ -49,11 +49,13 @@ class Process:
             self.gone(limit_s=limit_s)
 
     def gone(self, *, limit_s: float) -> bool:
+        """Wait for its end, and collect its exit status if it is our child."""
         deadline = time.monotonic() + limit_s
         while self.alive:
             if time.monotonic() > deadline:
                 return False
             time.sleep(0.01)
+        reap(self.pid)
         return True
 
 
@@ -121,7 +123,7 @@ class Inventory:
         process = Process(name=name, pid=pid, started=state[1] if state else -1, log=str(log))
         if child is not None:
             _children[pid] = child
-        self.processes = [one for one in self.processes if one.alive] + [process]
+        self.processes = [one for one in self.processes if not one.gone(limit_s=0)] + [process]
         self.save()
         return process
 
@@ -162,8 +164,7 @@ class Inventory:
                 process.kill(number)
             deadline = time.monotonic() + limit_s
             for process in processes:
-                if process.gone(limit_s=max(0.0, deadline - time.monotonic())):
-                    reap(process.pid)
+                process.gone(limit_s=max(0.0, deadline - time.monotonic()))
 
 
 _children: "dict[int, subprocess.Popen[bytes]]" = {}

@@ -101,7 +101,15 @@ class Api:
         return self.call("GET", f"/api/v1/namespaces/{namespace}/services/{name}")
 
     def delete_service(self, name: str, *, namespace: str = "default") -> None:
-        self.call("DELETE", f"/api/v1/namespaces/{namespace}/services/{name}")
+        self.delete(f"/api/v1/namespaces/{namespace}/services/{name}")
+
+    def delete(self, path: str) -> None:
+        """Delete what may already be gone."""
+        try:
+            self.call("DELETE", path)
+        except Refused as error:
+            if error.status != 404:
+                raise
 
     def put_slice(self, slice_: Object) -> None:
         """Create an EndpointSlice, or replace its endpoints."""

@@ -11,7 +11,7 @@ from types import TracebackType
 from typing import IO, Any, Self
 
 from tests.lab import control_plane
-from tests.lab.inventory import Inventory
+from tests.lab.inventory import Inventory, inhabitants
 from tests.lab.kube import Api, PodEndpoint, endpoint_slice
 from tests.lab.lbhost import LbHost
 from tests.lab.netns import Namespace
@@ -143,6 +143,20 @@ class Lab:
                 for pod in self.pods_by_service[name]
             )
             self.api.put_slice(endpoint_slice(name, endpoints))
+
+    def undeploy(self, name: str) -> None:
+        """Delete a Service, its slices and its pods; no matter how much of it is there."""
+        self.api.delete_service(name)
+        for family in ("ipv4", "ipv6"):
+            self.api.delete(f"/apis/discovery.k8s.io/v1/namespaces/default/endpointslices/{name}-{family}")
+        for pod in self.pods_by_service.pop(name, ()):
+            self.stop_pod(pod)
+
+    def stop_pod(self, pod: Pod) -> None:
+        """The process and its namespace; its EndpointSlice is not told."""
+        place = self.topology.namespace(pod.name)
+        self.inventory.kill_processes(inhabitants(place))
+        place.delete()
 
     def address_of(self, name: str, *, limit_s: float = 20.0) -> str:
         """Wait for the address in the Service's status and return the first one."""

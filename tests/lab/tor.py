@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from tests.lab.frr import Frr
-from tests.lab.inventory import reap
 from tests.lab.topology import LB_ASN, TOR_ASN, VIP_RANGES, LbAddresses, Topology
 
 HOLD_TIME_S = 9
@@ -144,7 +143,6 @@ class Tor:
         finally:
             watcher.kill(signal.SIGTERM)
             watcher.gone(limit_s=5)
-            reap(watcher.pid)
             changes += [line for line in log.read_text().splitlines() if address in line.split()]
 
     def route_shown(self, address: str) -> str:

@@ -7,6 +7,7 @@ retransmit is written down as well, because a retransmitted SYN is a packet that
 
 import asyncio
 import json
+import os
 import socket
 import struct
 import threading
@@ -118,7 +119,7 @@ async def get(address: str, port: int, *, timeout_s: float = 2.0, path: str = "/
         except TimeoutError:
             error = f"no answer in {timeout_s:g} s"
         except OSError as problem:
-            error = problem.strerror or type(problem).__name__
+            error = os.strerror(problem.errno) if problem.errno else repr(problem)  # asyncio words it differently
         except ValueError as problem:
             error = f"not an answer: {problem}"
         if source_port:
