@@ -8,6 +8,7 @@ reason where something is missing. With ``CI=true`` (or ``LBAGENT_REQUIRE=bpf,ne
 reason is a failure.
 """
 
+import asyncio
 import importlib.util
 import os
 import shutil
@@ -138,6 +139,7 @@ class LevelReport:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    asyncio.set_event_loop(None)  # looptime asks for a loop in every test; nobody would close one made then
     config.pluginmanager.register(LevelReport(), "levels")
 
 

@@ -19,6 +19,7 @@ from lbagent.agent.world import World
 from lbagent.metrics import Metrics
 from lbagent.model.state import Desired, Observed, Snapshot
 from lbagent.model.step import Step
+from lbagent.model.vip import Vip
 from lbagent.plan.desire import desire
 from lbagent.plan.steps import steps
 
@@ -150,7 +151,7 @@ class Loop:
 
 
 def observe(
-    kernel: KernelState, speaker: SpeakerState, proofs: Mapping[object, str], interfaces: frozenset[str]
+    kernel: KernelState, speaker: SpeakerState, proofs: Mapping[Vip, str], interfaces: frozenset[str]
 ) -> Observed:
     """What the targets hold. A Vip counts as proven only while the program is on every interface."""
     everywhere = interfaces <= kernel.attached.keys()
