@@ -1,0 +1,561 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The kernel's maps: what they are made of, and how they change so that no packet sees half of it.
+
+``Tables`` keeps no truth of its own: every id is found again in the maps when they are opened, so
+an agent that starts continues where the last one was killed. Changes follow one pattern: write
+aside, then make it hold by one aligned store, then take the old one out. An id that was taken out
+is not given again within ``_REST_S``, so that a packet that still holds it finds nothing strange.
+"""
+
+import ipaddress
+import secrets
+import struct
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+
+from lbagent.errors import TableFull, XdpError
+from lbagent.model.vip import Forward, Ring, Vip
+from lbagent.xdp import codec
+from lbagent.xdp.bpf import Map, MapFlag, MapSpec, MapType, possible_cpus
+from lbagent.xdp.nexthop import NextHop
+
+COUNTER_VERDICTS = 64
+ROUTERS = 1024
+SNATS = 256
+DEFAULT_ROUTERS = {"0.0.0.0": 0, "::": 1}
+"""Routers 0 and 1: where packets to clients go when nothing better is known."""
+
+_REST_S = 0.1
+_RANGE_ENTRIES = 1 << 17
+_AFFINITY_ENTRIES = 1 << 16
+_FRAGMENT_ENTRIES = 1 << 12
+_LIMIT_ENTRIES = 1 << 16
+_MARK = struct.pack("<I", 1)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sizes:
+    """What the maps are created for. A change of any of these makes other maps (and a new pin path).
+
+    ``snat_addresses``: how many, of both families together. ``snat_ports``: how many each has.
+    """
+
+    vips: int = 4096
+    backends: int = 4096
+    rings: int = 64
+    flows: int = 1 << 20
+    snat_addresses: int = 1
+    snat_ports: int = 64512
+
+    @property
+    def flow_lines(self) -> int:
+        return 1 << max(0, -(-self.flows // 8) - 1).bit_length()
+
+    @property
+    def nat_shift(self) -> int:
+        """2^n buckets for each SNAT address."""
+        return max(0, self.snat_ports // codec.NAT_WAYS - 1).bit_length()
+
+    @property
+    def counters(self) -> int:
+        """Counters of one CPU."""
+        return COUNTER_VERDICTS + (self.vips + 1) + (self.backends + 1)
+
+
+def tick_shift(hz: int) -> int:
+    """A tick is 2^n jiffies, about a second."""
+    return max(0, hz.bit_length() - 1) if hz & (hz - 1) == 0 else hz.bit_length()
+
+
+def constants(sizes: Sizes, *, hz: int) -> dict[str, int]:
+    """The ``-D`` of lb.c that say how large the maps are."""
+    return {
+        "LB_VIPS": sizes.vips + 1,
+        "LB_BACKENDS": sizes.backends + 1,
+        "LB_FLOW_LINES": sizes.flow_lines,
+        "LB_NAT_SHIFT": sizes.nat_shift,
+        "LB_TICK_SHIFT": tick_shift(hz),
+    }
+
+
+def specs(sizes: Sizes) -> tuple[MapSpec, ...]:
+    """All maps of lb.c. Hash maps are made four times as large as needed: chains cost 6 ns."""
+
+    def array(name: str, value_bytes: int, entries: int) -> MapSpec:
+        return MapSpec(
+            name=name,
+            type=MapType.ARRAY,
+            key_bytes=4,
+            value_bytes=value_bytes,
+            entries=entries,
+            flags=MapFlag.MMAPABLE,
+        )
+
+    def table(name: str, kind: MapType, key_bytes: int, value_bytes: int, entries: int) -> MapSpec:
+        flags = MapFlag.NO_PREALLOC if kind is MapType.LPM_TRIE else MapFlag.NONE
+        return MapSpec(name=name, type=kind, key_bytes=key_bytes, value_bytes=value_bytes, entries=entries, flags=flags)
+
+    backends = sizes.backends + 1
+    names = 4 * (2 * sizes.vips + SNATS)
+    return (
+        array("lb_config", codec.CONFIG.size, 1),
+        array("lb_filter", codec.LINE, codec.HINTS // 32),
+        table("lb_vip_ids4", MapType.HASH, 8, 4, names),
+        table("lb_vip_ids6", MapType.HASH, 20, 4, names),
+        array("lb_vips", codec.VIP.size, sizes.vips + 1),
+        array("lb_rings", codec.LINE, (sizes.rings + 1) * codec.ring_lines(backends)),
+        array("lb_backends", codec.NEIGHBOUR.size, backends),
+        array("lb_routers", codec.NEIGHBOUR.size, ROUTERS),
+        table("lb_router_ids", MapType.HASH, codec.ROUTER_KEY.size, 4, 4 * ROUTERS),
+        array("lb_snats", codec.SNAT.size, SNATS),
+        array("lb_nat", codec.NAT_WAYS * codec.NAT_ENTRY.size, max(1, sizes.snat_addresses) << sizes.nat_shift),
+        array("lb_flows", codec.LINE, sizes.flow_lines),
+        table("lb_ranges4", MapType.LPM_TRIE, codec.RANGE4.size, 4, _RANGE_ENTRIES),
+        table("lb_ranges6", MapType.LPM_TRIE, codec.RANGE6.size, 4, _RANGE_ENTRIES),
+        table("lb_affinity", MapType.LRU_HASH, codec.CLIENT_KEY_BYTES, codec.CLIENT_BYTES, _AFFINITY_ENTRIES),
+        table("lb_fragments", MapType.LRU_HASH, codec.FRAGMENT_KEY_BYTES, codec.FRAGMENT_BYTES, _FRAGMENT_ENTRIES),
+        table("lb_limits", MapType.LRU_HASH, codec.LIMIT_KEY_BYTES, codec.LIMIT_BYTES, _LIMIT_ENTRIES),
+        array("lb_counters", codec.COUNTER.size, possible_cpus() * sizes.counters),
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """What the data path needs of the configuration; times in seconds.
+
+    ``snat_addresses`` of both families, in an order that does not change; ``port_first`` and
+    ``port_count`` are the SNAT ports of each. ``tunnel4`` and ``tunnel6``: outer source of
+    dsr-ipip, whose last ``*_vary_bits`` bits are filled from the flow. ``timeouts_s`` by NAT state
+    (see ``NatState``); ``pressure_s`` the same when no other slot is free.
+    """
+
+    snat_addresses: tuple[str, ...] = ()
+    port_first: int = 1024
+    port_count: int = 64512
+    seed: int = 0x6C626167656E7431
+    no_port: str = "answer"
+    options: str = "drop"
+    echo: str = "answer"
+    tunnel4: str = "0.0.0.0"
+    tunnel4_vary_bits: int = 0
+    tunnel6: str = "::"
+    tunnel6_vary_bits: int = 0
+    answers_per_s: int = 1000
+    udp_idle_s: float = 60.0
+    timeouts_s: Mapping[str, float] = field(default_factory=dict)
+    pressure_s: Mapping[str, float] = field(default_factory=dict)
+
+
+NAT_STATES = (
+    "free",
+    "claimed",
+    "syn",
+    "syn_ack",
+    "established",
+    "fin_client",
+    "fin_backend",
+    "closed",
+    "udp",
+    "udp_stream",
+)
+"""enum nat_state of layout.h."""
+
+_TIMEOUT_S = {  # RFC 5382: established at least 2 h 4 min, transitory 4 min; RFC 4787: UDP 2 min
+    "claimed": 5.0,
+    "syn": 10.0,
+    "syn_ack": 30.0,
+    "established": 7440.0,
+    "fin_client": 240.0,
+    "fin_backend": 240.0,
+    "closed": 60.0,
+    "udp": 30.0,
+    "udp_stream": 120.0,
+}
+_PRESSURE_S = {"syn": 3.0, "syn_ack": 5.0, "closed": 1.0, "udp": 5.0}
+_POLICY = {"drop": 0, "answer": 1, "pass": 2}
+
+
+def settings_bytes(settings: Settings, tick_s: float) -> bytes:
+    """A struct config."""
+    timeout = {**_TIMEOUT_S, **settings.timeouts_s}
+    pressure = {**timeout, **_PRESSURE_S, **settings.pressure_s}
+
+    def by_state(seconds: Mapping[str, float]) -> list[int]:
+        ticks = [max(1, round(seconds.get(state, 0) / tick_s)) for state in NAT_STATES]
+        return ticks + [0] * (codec.NAT_STATES - len(ticks))
+
+    families = [ipaddress.ip_address(a).version for a in settings.snat_addresses]
+    snats4 = families.count(4)
+    vary4 = ((1 << settings.tunnel4_vary_bits) - 1).to_bytes(4, "big")
+    vary6 = ((1 << settings.tunnel6_vary_bits) - 1).to_bytes(4, "big")
+    return codec.CONFIG.pack(
+        settings.seed,
+        0,
+        snats4,
+        snats4,
+        len(families) - snats4,
+        settings.port_first,
+        settings.port_count // codec.NAT_WAYS,
+        _POLICY[settings.no_port],
+        _POLICY[settings.options],
+        _POLICY[settings.echo],
+        ipaddress.ip_address(settings.tunnel4).packed,
+        vary4,
+        ipaddress.ip_address(settings.tunnel6).packed,
+        vary6,
+        max(1, round(settings.answers_per_s * tick_s)),
+        max(1, round(settings.udp_idle_s / tick_s)),
+        0,
+        *by_state(timeout),
+        *by_state(pressure),
+    )
+
+
+class _Ids:
+    """Free ids of a table. One that was given back rests before it is given again."""
+
+    def __init__(self, what: str, numbers: Iterable[int], clock: Callable[[], float]) -> None:
+        self._what = what
+        self._free = deque((number, 0.0) for number in numbers)
+        self._clock = clock
+
+    def take(self) -> int:
+        if not self._free or self._free[0][1] > self._clock():
+            raise TableFull(f"no room for another {self._what}", hint=f"raise xdp.limits ({self._what}s)")
+        return self._free.popleft()[0]
+
+    def give_back(self, number: int) -> None:
+        self._free.append((number, self._clock() + _REST_S))
+
+
+class Tables:
+    """The open maps of one data path, and every change to them.
+
+    ``maps`` by name, as ``specs`` made them. ``tick_s``: length of a tick, ``2**tick_shift(hz)/hz``.
+    """
+
+    def __init__(self, maps: Mapping[str, Map], *, sizes: Sizes, tick_s: float, clock: Callable[[], float]) -> None:
+        self._maps = maps
+        self._sizes = sizes
+        self._tick_s = tick_s
+        self._clock = clock
+        shared = ("lb_config", "lb_filter", "lb_vips", "lb_rings", "lb_backends", "lb_routers", "lb_snats")
+        self._memory = {name: maps[name].map_memory() for name in shared}
+        self._hops: dict[str, NextHop | None] = {}
+        self._settings = Settings()
+        self.reload()
+
+    def close(self) -> None:
+        for memory in self._memory.values():
+            memory.close()
+
+    # --- what is there ---------------------------------------------------------------------
+
+    def reload(self) -> None:
+        """Find every id again in the maps."""
+        sizes, lines = self._sizes, codec.ring_lines(self._sizes.backends + 1)
+        self._ring_size = lines * codec.LINE
+        self._record_by_id: dict[int, codec.VipRecord] = {}
+        self._id_by_vip: dict[Vip, int] = {}
+        for name in ("lb_vip_ids4", "lb_vip_ids6"):
+            for key, value in self._maps[name].items():
+                self._reload_vip(key, int.from_bytes(value, "little"))
+        self._backend_id = self._addresses("lb_backends", range(1, sizes.backends + 1))
+        self._router_id = {**DEFAULT_ROUTERS, **self._addresses("lb_routers", range(2, ROUTERS))}
+        self._ring_id: dict[str, int] = {}
+        for number in range(1, sizes.rings + 1):
+            (fingerprint,) = struct.unpack_from("<Q", self._memory["lb_rings"], number * self._ring_size)
+            if fingerprint:
+                self._ring_id[f"{fingerprint:016x}"] = number
+        self._ranges_by_id: dict[int, tuple[str, ...]] = {}
+        for name in ("lb_ranges4", "lb_ranges6"):
+            for entry in self._maps[name].items():
+                number, network = codec.range_of(entry[0])
+                self._ranges_by_id[number] = (*self._ranges_by_id.get(number, ()), network)
+        self._ranges_by_id = {i: codec.canonical_ranges(r) for i, r in self._ranges_by_id.items()}
+
+        def free(what: str, last: int, used: Iterable[int], first: int = 1) -> _Ids:
+            taken = set(used)
+            return _Ids(what, (n for n in range(first, last + 1) if n not in taken), self._clock)
+
+        self._free_vips = free("vip", sizes.vips, self._record_by_id)
+        self._free_backends = free("backend", sizes.backends, self._backend_id.values())
+        self._free_rings = free("ring", sizes.rings, self._ring_id.values())
+        self._free_routers = free("router", ROUTERS - 1, self._router_id.values(), 2)
+        self._free_ranges = free("source range set", 65535, self._ranges_by_id)
+
+    def _reload_vip(self, key: bytes, number: int) -> None:
+        if number & (codec.ADDRESS_IS_VIP | codec.ADDRESS_IS_SNAT) or number > self._sizes.vips:
+            return
+        at = number * codec.LINE
+        record = codec.vip_record(self._memory["lb_vips"][at : at + codec.LINE])
+        if record is None or codec.vip_key(record.vip.address, record.vip.port, record.vip.protocol) != key:
+            self._maps["lb_vip_ids4" if len(key) == 8 else "lb_vip_ids6"].delete(key)  # corrupted: make it anew
+            return
+        self._record_by_id[number] = record
+        self._id_by_vip[record.vip] = number
+
+    def _addresses(self, name: str, numbers: Iterable[int]) -> dict[str, int]:
+        found = {}
+        for number in numbers:
+            packed, _, family, _, _ = codec.NEIGHBOUR.unpack_from(self._memory[name], number * codec.LINE)
+            if family in (4, 6):
+                found[codec.address_text(packed, family)] = number
+        return found
+
+    def read(self) -> dict[Vip, Forward]:
+        """What the kernel serves, from the maps themselves."""
+        self.reload()
+        fingerprint_by_id = {number: fingerprint for fingerprint, number in self._ring_id.items()}
+        return {
+            record.vip: codec.forward(
+                record,
+                fingerprint=fingerprint_by_id.get(record.ring_id, ""),
+                ranges=self._ranges_by_id.get(record.ranges_id, ()),
+                tick_s=self._tick_s,
+            )
+            for record in self._record_by_id.values()
+        }
+
+    def rings(self) -> frozenset[str]:
+        """Fingerprints of the rings that VIPs use."""
+        used = {record.ring_id for record in self._record_by_id.values()}
+        return frozenset(fingerprint for fingerprint, number in self._ring_id.items() if number in used)
+
+    def vip_id(self, vip: Vip) -> int:
+        """Its id, which names its counters; 0 when it is not served."""
+        return self._id_by_vip.get(vip, 0)
+
+    def backend_ids(self) -> dict[str, int]:
+        """Backends by address; the ids name their counters."""
+        return dict(self._backend_id)
+
+    # --- settings --------------------------------------------------------------------------
+
+    def configure(self, settings: Settings) -> None:
+        """Write the configuration. Before the first VIP, and again when it changes."""
+        self._settings = settings
+        ordered = sorted(settings.snat_addresses, key=lambda a: ipaddress.ip_address(a).version)
+        if len(ordered) > min(SNATS, self._sizes.snat_addresses):
+            raise TableFull(f"{len(ordered)} SNAT addresses, made for {self._sizes.snat_addresses}")
+        for number in range(SNATS):
+            packed = bytes(codec.SNAT.size)
+            if number < len(ordered):
+                family = ipaddress.ip_address(ordered[number]).version
+                packed = codec.SNAT.pack(codec.address_bytes(ordered[number]), family)
+            at = number * codec.SNAT.size
+            self._memory["lb_snats"][at : at + codec.SNAT.size] = packed
+        self._memory["lb_config"][: codec.CONFIG.size] = settings_bytes(settings, self._tick_s)
+        self._write_addresses()
+
+    def _write_addresses(self) -> None:
+        """What each address is, exactly (in the hash maps) and as a hint (in the filter)."""
+        ordered = sorted(self._settings.snat_addresses, key=lambda a: ipaddress.ip_address(a).version)
+        kind_by_address: dict[str, int] = {}
+        hints = [0] * codec.HINTS
+        for number, address in enumerate(ordered):
+            kind_by_address[address] = codec.ADDRESS_IS_SNAT | number
+            hints[codec.hint_index(address)] = number + 1
+        for vip in self._id_by_vip:
+            kind_by_address[vip.address] = codec.ADDRESS_IS_VIP | kind_by_address.get(vip.address, 0)
+            hints[codec.hint_index(vip.address)] |= codec.HINT_VIP
+        for name, family in (("lb_vip_ids4", 4), ("lb_vip_ids6", 6)):
+            wanted = {
+                codec.vip_key(a, 0, None): struct.pack("<I", kind)
+                for a, kind in kind_by_address.items()
+                if (6 if ":" in a else 4) == family
+            }
+            held = {
+                key: value
+                for key, value in self._maps[name].items()
+                if int.from_bytes(value, "little") & (codec.ADDRESS_IS_VIP | codec.ADDRESS_IS_SNAT)
+            }
+            fresh = {key: value for key, value in wanted.items() if held.get(key) != value}
+            self._maps[name].update_all(b"".join(fresh), b"".join(fresh.values()))
+            self._maps[name].delete_all(b"".join(key for key in held if key not in wanted))
+        view = memoryview(self._memory["lb_filter"]).cast("H")
+        for index, hint in enumerate(hints):
+            if view[index] != hint:
+                view[index] = hint
+        view.release()
+
+    # --- ways ------------------------------------------------------------------------------
+
+    def set_hop(self, address: str, hop: NextHop | None) -> None:
+        """The way to a backend, None when there is none now. Remembered for backends still to come."""
+        self._hops[address] = hop
+        if address in self._backend_id:
+            self._write_neighbour("lb_backends", self._backend_id[address], address, hop)
+
+    def forget_hop(self, address: str) -> None:
+        """The address is not a backend any more."""
+        self._hops.pop(address, None)
+
+    def set_router(self, address: str, hop: NextHop | None) -> None:
+        """A machine that may send us clients' packets: replies go back to the one they came from.
+
+        ``0.0.0.0`` and ``::`` are the defaults for clients whose router is not known.
+        """
+        number = self._router_id.get(address)
+        if number is None:
+            number = self._free_routers.take()
+            self._router_id[address] = number
+        self._write_neighbour("lb_routers", number, address, hop)
+        if hop is not None and address not in DEFAULT_ROUTERS:
+            self._maps["lb_router_ids"].update(codec.router_key(hop), struct.pack("<I", number))
+
+    def _write_neighbour(self, name: str, number: int, address: str, hop: NextHop | None) -> None:
+        memory, at = self._memory[name], number * codec.LINE
+        old_address, path, family, *hops = codec.NEIGHBOUR.unpack_from(memory, at)
+        second = bool(path & codec.PATH_SECOND)
+        packed = codec.address_bytes(address)
+        wanted_path = codec.neighbour_path(hop, second=second)
+        is_same = (old_address, family, path) == (packed, 6 if ":" in address else 4, wanted_path)
+        if is_same and (hop is None or hops[second] == codec.hop_bytes(hop)):
+            return
+        hops[not second] = codec.hop_bytes(hop)
+        words = memoryview(memory).cast("I")
+        if old_address != packed:
+            words[(at + 16) // 4] = 0  # nobody follows it while its address changes
+        head = codec.NEIGHBOUR.pack(packed, 0, 6 if ":" in address else 4, *hops)
+        memory[at : at + 16] = head[:16]
+        memory[at + 20 : at + codec.LINE] = head[20:]
+        words[(at + 16) // 4] = codec.neighbour_path(hop, second=not second)
+        words.release()
+
+    # --- changes ---------------------------------------------------------------------------
+
+    def program(self, forwards: Iterable[Forward], rings: Mapping[str, Ring]) -> dict[Vip, XdpError]:
+        """Serve these VIPs as said. -> what went wrong, by VIP; the others are served.
+
+        Rings and backends first, then VIPs, then what nobody uses any more is taken out.
+        """
+        failed: dict[Vip, XdpError] = {}
+        fresh: dict[int, codec.VipRecord] = {}
+        for forward in forwards:
+            try:
+                number, record = self._prepare(forward, rings)
+            except XdpError as error:
+                failed[forward.vip] = error
+                continue
+            self._record_by_id[number] = record
+            if forward.vip not in self._id_by_vip:
+                fresh[number] = record
+                self._id_by_vip[forward.vip] = number
+            self._write_vip(number, record, is_new=number in fresh)
+        if fresh:
+            self._write_addresses()
+            for name, family in (("lb_vip_ids4", 4), ("lb_vip_ids6", 6)):
+                mine = {n: r for n, r in fresh.items() if r.vip.family == family}
+                keys = [codec.vip_key(r.vip.address, r.vip.port, r.vip.protocol) for r in mine.values()]
+                self._maps[name].update_all(b"".join(keys), b"".join(struct.pack("<I", n) for n in mine))
+        self._collect()
+        return failed
+
+    def unprogram(self, vips: Iterable[Vip]) -> None:
+        """Stop serving these VIPs; their ids rest before they are used again."""
+        known = [vip for vip in dict.fromkeys(vips) if vip in self._id_by_vip]
+        for name, family in (("lb_vip_ids4", 4), ("lb_vip_ids6", 6)):
+            keys = [codec.vip_key(v.address, v.port, v.protocol) for v in known if v.family == family]
+            self._maps[name].delete_all(b"".join(keys))
+        for vip in known:
+            number = self._id_by_vip.pop(vip)
+            del self._record_by_id[number]
+            self._free_vips.give_back(number)
+        if known:
+            self._write_addresses()
+        self._collect()
+
+    def _prepare(self, forward: Forward, rings: Mapping[str, Ring]) -> tuple[int, codec.VipRecord]:
+        """Everything the VIP refers to is in the kernel when this returns."""
+        ring_id = self._install_ring(forward.ring, rings)
+        ranges_id = self._install_ranges(forward.source_ranges)
+        number = self._id_by_vip.get(forward.vip) or self._free_vips.take()
+        old = self._record_by_id.get(number)
+        record = codec.VipRecord(
+            vip=forward.vip,
+            mode=forward.mode,
+            node_port=forward.node_port,
+            ring_id=ring_id,
+            ranges_id=ranges_id,
+            affinity_ticks=codec.ticks(forward.affinity_timeout_s, self._tick_s),
+            salt=old.salt if old else secrets.randbits(64),
+        )
+        return number, record
+
+    def _write_vip(self, number: int, record: codec.VipRecord, *, is_new: bool) -> None:
+        memory, at = self._memory["lb_vips"], number * codec.LINE
+        packed = record.packed()
+        if is_new:
+            memory[at : at + codec.LINE] = packed
+            return
+        words = memoryview(memory).cast("Q")
+        memory[at + 36 : at + codec.LINE] = packed[36:]
+        words[at // 8] = record.target
+        words.release()
+
+    def _install_ring(self, fingerprint: str, rings: Mapping[str, Ring]) -> int:
+        if not fingerprint:
+            return 0
+        if fingerprint in self._ring_id:
+            return self._ring_id[fingerprint]
+        if fingerprint not in rings:
+            raise XdpError(f"ring {fingerprint} is not in the kernel and was not given")
+        ring = rings[fingerprint]
+        for backend in ring.backends:
+            self._install_backend(backend.address)
+        packed = codec.ring_bytes(ring, self._backend_id, self._sizes.backends + 1)
+        number = self._free_rings.take()
+        at = number * self._ring_size
+        self._memory["lb_rings"][at : at + self._ring_size] = packed
+        self._ring_id[fingerprint] = number
+        return number
+
+    def _install_backend(self, address: str) -> None:
+        if address not in self._backend_id:
+            number = self._free_backends.take()
+            self._backend_id[address] = number
+            self._write_neighbour("lb_backends", number, address, self._hops.get(address))
+
+    def _install_ranges(self, ranges: tuple[str, ...]) -> int:
+        if not ranges:
+            return 0
+        wanted = codec.canonical_ranges(ranges)
+        for number, held in self._ranges_by_id.items():
+            if held == wanted:
+                return number
+        number = self._free_ranges.take()
+        for network in wanted:
+            name = "lb_ranges6" if ":" in network else "lb_ranges4"
+            self._maps[name].update(codec.range_key(network, number), _MARK)
+        self._ranges_by_id[number] = wanted
+        return number
+
+    def _collect(self) -> None:
+        """Take out rings, sets of ranges and backends that nothing refers to."""
+        used_rings = {record.ring_id for record in self._record_by_id.values()}
+        for fingerprint, number in list(self._ring_id.items()):
+            if number not in used_rings:
+                struct.pack_into("<Q", self._memory["lb_rings"], number * self._ring_size, 0)
+                del self._ring_id[fingerprint]
+                self._free_rings.give_back(number)
+        used_ranges = {record.ranges_id for record in self._record_by_id.values()}
+        for number, ranges in list(self._ranges_by_id.items()):
+            if number not in used_ranges:
+                for network in ranges:
+                    name = "lb_ranges6" if ":" in network else "lb_ranges4"
+                    self._maps[name].delete(codec.range_key(network, number))
+                del self._ranges_by_id[number]
+                self._free_ranges.give_back(number)
+        members = 0
+        size = codec.member_lines(self._sizes.backends + 1) * codec.LINE
+        for number in self._ring_id.values():
+            at = number * self._ring_size + (1 + codec.SLOT_LINES) * codec.LINE
+            members |= int.from_bytes(self._memory["lb_rings"][at : at + size], "little")
+        for address, number in list(self._backend_id.items()):
+            if not members >> number & 1:
+                at = number * codec.LINE
+                self._memory["lb_backends"][at : at + codec.LINE] = bytes(codec.LINE)
+                del self._backend_id[address]
+                self._free_backends.give_back(number)
