@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Labs for tests. Building one takes half a second, starting LB hosts some seconds: they are shared."""
 
+import zlib
 from collections.abc import Iterator
 
 import pytest
@@ -43,7 +44,7 @@ def tier(tier_of_the_session: Lab) -> Lab:
 @pytest.fixture
 def service_name(tier: Lab, request: pytest.FixtureRequest) -> Iterator[str]:
     """A Service name of this test alone; the Service is gone from ToR and kernels afterwards."""
-    name = f"s{abs(hash(request.node.name)) % 10**8}"
+    name = f"s{zlib.crc32(request.node.name.encode()):08x}"
     yield name
     tier.undeploy(name)
     for host in tier.hosts.values():
