@@ -59,7 +59,7 @@ def address_text(packed: bytes, family: int) -> str:
 
 def hint_index(address: str) -> int:
     """Place of an address in lb_filter (``hint_index4`` and ``6`` of hash.h)."""
-    words = struct.unpack("<4I", address_bytes(address))
+    words: tuple[int, ...] = struct.unpack("<4I", address_bytes(address))
     folded = words[0]
     for word, turn in zip(words[1:], (7, 14, 21), strict=True):
         folded ^= (word << turn | word >> (32 - turn)) & 0xFFFFFFFF

@@ -39,10 +39,10 @@ class Trial:
 def trial(program_fd: int, packet: bytes) -> Trial:
     """Ask the loaded program what it would do with this frame."""
     run = run_packet(program_fd, packet, room=len(packet) + _ENCAPSULATED)
-    action, verdict = run.verdict & 0xFF, run.verdict >> 8 & 0xFF
-    if action >= len(_ACTIONS) or verdict not in list(Verdict):
+    action, verdict = run.verdict & 0xFF, BY_NUMBER.get(run.verdict >> 8 & 0xFF)
+    if action >= len(_ACTIONS) or verdict is None:
         raise XdpError(f"the loaded program is not ours: a trial returned {run.verdict:#x}")
-    return Trial(action=_ACTIONS[action], verdict=Verdict(verdict), backend_id=run.verdict >> 16, packet=run.packet)
+    return Trial(action=_ACTIONS[action], verdict=verdict, backend_id=run.verdict >> 16, packet=run.packet)
 
 
 def run_on(program_fd: int, packet: bytes, ifindex: int) -> tuple[str, bytes]:
@@ -80,7 +80,7 @@ def packet_to(vip: Vip, *, source: str, source_port: int = 40000, flags: int = _
 
 def _checksum(data: bytes) -> int:
     padded = data + b"\0" * (len(data) % 2)
-    total = sum(struct.unpack(f"!{len(padded) // 2}H", padded))
+    total: int = sum(struct.unpack(f"!{len(padded) // 2}H", padded))
     while total >> 16:
         total = (total & 0xFFFF) + (total >> 16)
     return ~total & 0xFFFF
