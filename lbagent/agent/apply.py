@@ -103,9 +103,7 @@ class Writer:
 
     def prove(self, vips: Sequence[Vip]) -> None:
         """Send a synthetic packet for each and note what came of it."""
-        if not vips:
-            return
-        for vip, why in self._kernel.prove(vips).items():
+        for vip, why in self._kernel.prove(vips).items() if vips else ():
             if why and self.proofs.get(vip) != why:
                 _log.warning("vip not proven", vip=str(vip), why=why)
             self.proofs[vip] = why

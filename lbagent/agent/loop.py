@@ -20,7 +20,7 @@ from lbagent.metrics import Metrics
 from lbagent.model.state import Desired, Observed, Snapshot
 from lbagent.model.step import Step
 from lbagent.model.vip import Vip
-from lbagent.plan.desire import desire
+from lbagent.plan.desire import Memory, desire
 from lbagent.plan.steps import steps
 
 _log = log.get("agent")
@@ -67,8 +67,9 @@ class Loop:
         self._metrics = metrics
         self._completed = completed
         self._interfaces = interfaces
+        self._memory = Memory()
         self._woken = asyncio.Event()
-        self._due_s = PERIOD_S
+        self._due_s = 0.0
         self._number = 0
 
     def wake(self) -> None:
@@ -79,15 +80,18 @@ class Loop:
         """Pass after pass, for ever."""
         await self._wait_until_known()
         while True:
-            self.one_pass(complete=not self._woken.is_set())
-            try:
-                async with asyncio.timeout(self._due_s):
-                    await self._woken.wait()
-            except TimeoutError:
-                continue
-            await asyncio.sleep(COMPANY_S)
-            self._woken.clear()
-            await asyncio.sleep(0)
+            self.one_pass(complete=not await self._woken_within(self._due_s))
+
+    async def _woken_within(self, limit_s: float) -> bool:
+        """Wait for an event, then a little for its company; False when only time has passed."""
+        try:
+            async with asyncio.timeout(limit_s):
+                await self._woken.wait()
+        except TimeoutError:
+            return False
+        await asyncio.sleep(COMPANY_S)
+        self._woken.clear()
+        return True
 
     async def _wait_until_known(self) -> None:
         """Until it is known what should be, nothing is changed (fail static).
@@ -109,11 +113,11 @@ class Loop:
     def one_pass(self, *, complete: bool = False) -> Pass:
         """Snapshot, plan, apply. ``complete``: prove every Vip again, not only the new ones."""
         started = self._world.clocks.monotonic()
-        snapshot = self._world.snapshot()
-        desired = desire(snapshot)
         kernel = self._kernel.observed()
         self._prove(kernel, complete=complete)
-        observed = observe(kernel, self._speaker.observed(), self._writer.proofs, self._interfaces)
+        snapshot = self._world.snapshot()
+        desired = desire(snapshot, self._memory)
+        observed = observe(kernel, self._speaker.observed(), snapshot.unproven)
         todo = tuple(steps(observed, desired, snapshot))
         self._writer.perform(todo)
         self._writer.forget(snapshot.services)
@@ -135,10 +139,14 @@ class Loop:
         return self.last
 
     def _prove(self, kernel: KernelState, *, complete: bool) -> None:
+        """Bring ``World.unproven`` up to date with what the kernel holds now."""
         proofs = self._writer.proofs
         for vip in [vip for vip in proofs if vip not in kernel.forwards]:
             del proofs[vip]
         self._writer.prove([vip for vip in kernel.forwards if complete or proofs.get(vip, "never tried")])
+        if missing := self._interfaces - kernel.attached.keys():
+            why = "the program is not attached to " + ", ".join(sorted(missing))
+            self._world.unproven = dict.fromkeys(kernel.forwards, why)
 
     def _next_due(self, snapshot: Snapshot) -> float:
         """Seconds until time alone changes the plan: an address that stops attracting, else the period."""
@@ -150,15 +158,12 @@ class Loop:
         return min([PERIOD_S, *(max(wait, COMPANY_S) for wait in waits)])
 
 
-def observe(
-    kernel: KernelState, speaker: SpeakerState, proofs: Mapping[Vip, str], interfaces: frozenset[str]
-) -> Observed:
-    """What the targets hold. A Vip counts as proven only while the program is on every interface."""
-    everywhere = interfaces <= kernel.attached.keys()
+def observe(kernel: KernelState, speaker: SpeakerState, unproven: Mapping[Vip, str]) -> Observed:
+    """What the targets hold."""
     return Observed(
         forwards=kernel.forwards,
         rings=kernel.rings,
-        proven=frozenset(vip for vip in kernel.forwards if everywhere and proofs.get(vip, "never tried") == ""),
+        proven=frozenset(vip for vip in kernel.forwards if vip not in unproven),
         routes=speaker.routes,
         attracting=speaker.attracting,
         peers=speaker.peers,
