@@ -70,6 +70,12 @@ class Writer:
             else:
                 self._backoff_by_target[kind].succeeded()
 
+    @property
+    def resumes(self) -> float:
+        """When the first target that is left alone is tried again; 0 when all are well."""
+        now = self._world.clocks.monotonic()
+        return min((at for at in self._resume_by_target.values() if at > now), default=0.0)
+
     def _perform_kernel(self, steps: Sequence[Step]) -> None:
         for step in steps:
             match step:

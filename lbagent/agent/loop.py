@@ -149,12 +149,12 @@ class Loop:
             self._world.unproven = dict.fromkeys(kernel.forwards, why)
 
     def _next_due(self, snapshot: Snapshot) -> float:
-        """Seconds until time alone changes the plan: an address that stops attracting, else the period."""
-        waits = [
-            until + snapshot.settings.settle_s - snapshot.now
-            for until in self._speaker.observed().attracting.values()
-            if math.isfinite(until)
-        ]
+        """Seconds until time alone changes something: an address stops attracting, a target is tried again."""
+        settle_s = snapshot.settings.settle_s
+        times = [t + settle_s for t in self._speaker.observed().attracting.values() if math.isfinite(t)]
+        if self._writer.resumes:
+            times.append(self._writer.resumes)
+        waits = [at - snapshot.now for at in times]
         return min([PERIOD_S, *(max(wait, COMPANY_S) for wait in waits)])
 
 
