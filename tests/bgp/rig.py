@@ -1,0 +1,135 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A real ExaBGP with our relay on one machine, a real router on another, one cable between them."""
+
+import asyncio
+import os
+import signal
+import subprocess
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from lbagent.bgp import launch
+from lbagent.bgp.speaker import Speaker, SpeakerState
+from lbagent.config import Bgp, Paths
+from tests.lab.frr import Frr
+from tests.lab.netns import Namespace, Port, cable
+
+LB4, TOR4, LB6, TOR6 = "10.0.1.1", "10.0.1.2", "fd00:1::1", "fd00:1::2"
+
+FRR = f"""
+router bgp 65101
+ bgp router-id 10.0.1.2
+ no bgp ebgp-requires-policy
+ no bgp default ipv4-unicast
+ bgp bestpath as-path multipath-relax
+ neighbor {LB4} remote-as external
+ neighbor {LB4} timers connect 1
+ address-family ipv4 unicast
+  neighbor {LB4} activate
+  neighbor {LB4} soft-reconfiguration inbound
+ exit-address-family
+"""
+
+
+class Rig:
+    """``bgp`` holds keyword arguments of the Bgp section; a peer ``tor`` is there unless given."""
+
+    def __init__(self, tag: str, run: Path, **bgp: Any) -> None:
+        self.lb, self.tor = Namespace(f"b{tag}l"), Namespace(f"b{tag}t")
+        self.cable = Port(self.lb, "eth0"), Port(self.tor, "eth0")
+        self.paths = Paths(run=run)
+        self.bgp = self.bgp_section(**bgp)
+        self.exabgp: subprocess.Popen[bytes] | None = None
+
+    def bgp_section(self, **bgp: Any) -> Bgp:
+        peer = {"name": "tor", "address": TOR4, "local_address": LB4, "peer_as": 65101}
+        return Bgp(**{"local_as": 65001, "router_id": LB4, "peers": (peer,), **bgp})
+
+    def build(self) -> None:
+        self.lb.create()
+        self.tor.create()
+        cable(*self.cable)
+        self.cable[0].up(f"{LB4}/24", f"{LB6}/64")
+        self.cable[1].up(f"{TOR4}/24", f"{TOR6}/64")
+
+    def clear(self) -> None:
+        self.stop_exabgp(signal.SIGKILL)
+        for namespace in (self.lb, self.tor):
+            namespace.delete()
+
+    @property
+    def log(self) -> Path:
+        return self.paths.run / "exabgp.log"
+
+    def start_exabgp(self) -> None:
+        how = launch.prepare(self.bgp, self.paths)
+        with self.log.open("ab") as log:
+            self.exabgp = subprocess.Popen(
+                self.lb.command(*how.argv), env=how.environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log
+            )
+
+    def stop_exabgp(self, how: signal.Signals = signal.SIGTERM) -> None:
+        if self.exabgp:
+            self.exabgp.send_signal(how)
+            try:
+                self.exabgp.wait(15)
+            except subprocess.TimeoutExpired:
+                self.exabgp.kill()
+                self.exabgp.wait()
+            self.exabgp = None
+
+    def children(self, pid: int) -> list[int]:
+        return [int(text) for text in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+    def relay_pids(self) -> tuple[int, int]:
+        """Keeper and worker; raises IndexError while one of them is missing."""
+        assert self.exabgp
+        (keeper, *_) = self.children(self.exabgp.pid)
+        return keeper, self.children(keeper)[0]
+
+    def kill(self, pid: int) -> None:
+        os.kill(pid, signal.SIGKILL)
+
+
+@asynccontextmanager
+async def speaking(rig: Rig) -> AsyncIterator[Speaker]:
+    """An agent's Speaker, ended the hard way (its task is cancelled, nothing is said to anybody)."""
+    speaker = Speaker(rig.bgp, rig.paths)
+    async with asyncio.TaskGroup() as tasks:
+        task = tasks.create_task(speaker.run())
+        try:
+            yield speaker
+        finally:
+            task.cancel()
+
+
+async def until(
+    what: str, look: Callable[[], Any], expected: Any = True, *, limit_s: float = 15, log: Path | None = None
+) -> Any:
+    """Look (in a thread: routers are asked by subprocess) until it is as expected."""
+    seen: Any = None
+    with suppress(TimeoutError):
+        async with asyncio.timeout(limit_s):
+            while True:
+                seen = await asyncio.to_thread(look)
+                if seen == expected:
+                    return seen
+                await asyncio.sleep(0.05)
+    tail = "\n".join(log.read_text().splitlines()[-25:]) if log and log.exists() else ""
+    raise AssertionError(f"{what}: expected {expected!r}, last seen {seen!r}\n{tail}")
+
+
+def is_synced(speaker: Speaker) -> Callable[[], bool]:
+    def look() -> bool:
+        state: SpeakerState = speaker.observed()
+        return state.synced and all(peer.session == "up" for peer in state.peers.values())
+
+    return look
+
+
+def received(frr: Frr, neighbor: str = LB4) -> dict[str, int]:
+    """BGP messages FRR received from us, by type, without keepalives."""
+    counters = frr.json(f"show bgp neighbors {neighbor}")[neighbor]["messageStats"]
+    return {key: value for key, value in counters.items() if key.endswith("Recv") and "keepalive" not in key}
