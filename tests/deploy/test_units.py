@@ -1,13 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
 """The units, as far as systemd judges them without running them."""
 
+import shlex
 import shutil
 import subprocess
 from pathlib import Path
 
 import pytest
 
-SYSTEMD = Path(__file__).resolve().parent.parent.parent / "systemd"
+from lbagent.agent.loop import PERIOD_S
+
+CHECKOUT = Path(__file__).resolve().parent.parent.parent
+SYSTEMD = CHECKOUT / "systemd"
 UNITS = ("lbagent.service", "lbagent-bgp.service")
 PREFIX = "/opt/lbagent/current/bin/"
 
@@ -61,6 +65,26 @@ def test_the_agent_has_three_capabilities_and_the_speaker_one() -> None:
     for key in ("CapabilityBoundingSet", "AmbientCapabilities"):
         assert values("lbagent.service", key) == ["CAP_BPF CAP_NET_ADMIN CAP_PERFMON"]
         assert values("lbagent-bgp.service", key) == ["CAP_NET_BIND_SERVICE"]
+
+
+def test_what_runs_before_a_unit_accepts_the_example_configuration(tmp_path: Path) -> None:
+    """Each ExecStartPre for real, with this checkout's programs and the example's configuration."""
+    programs = CHECKOUT / ".venv/bin"
+    for unit in UNITS:
+        for line in values(unit, "ExecStartPre"):
+            command = line.replace(PREFIX, f"{programs}/").replace("/run/lbagent-bgp", str(tmp_path))
+            command = command.replace("/etc/lbagent", str(CHECKOUT / "docs/reference"))
+            done = subprocess.run(shlex.split(command), capture_output=True, text=True, check=False, timeout=60)
+            assert done.returncode == 0, done.stdout + done.stderr
+    assert {path.name: path.stat().st_mode & 0o777 for path in tmp_path.iterdir()} == {
+        "exabgp.conf": 0o600,
+        "exabgp.env": 0o600,
+    }
+
+
+def test_the_watchdog_outlasts_the_longest_pause_between_two_passes() -> None:
+    (watchdog_s,) = values("lbagent.service", "WatchdogSec")
+    assert int(watchdog_s) >= 2 * PERIOD_S
 
 
 def test_neither_unit_stops_with_the_other() -> None:
