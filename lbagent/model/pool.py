@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Where external addresses come from, and who holds which."""
 
 from dataclasses import dataclass, field
@@ -63,5 +64,3 @@ class Reservation:
     address: str
     service: ServiceKey
     released: float
-
-

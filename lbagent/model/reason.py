@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Why a Service is where it is: one Reason each, from a closed list.
 
 The same word is printed by the CLI, Events, metrics, logs and docs/reference/reasons.md. A new
@@ -54,6 +55,16 @@ class Reason(StrEnum):
         "may not share the address: a port, the sharing key or the traffic policy conflicts",
         "give both Services the same key, different ports and the same policy",
     )
+    COOLING_DOWN = (
+        "cooling_down",
+        "asks for an address that another Service gave back a moment ago",
+        "wait: it is free again after cool_down_s",
+    )
+    QUOTA_EXCEEDED = (
+        "quota_exceeded",
+        "its namespace holds as many addresses as it may",
+        "raise namespace_quota, share an address, or release a Service",
+    )
     BAD_REQUEST = ("bad_request", "its address request cannot be understood", "correct the annotation it names")
     BAD_SOURCE_RANGES = (
         "bad_source_ranges",
@@ -78,6 +89,7 @@ class Reason(StrEnum):
         "every node that could serve it is down",
         "check the node port from this host: lbctl explain",
     )
+    HOST_DRAINING = ("host_draining", "this host is being drained and announces nothing", "lbctl undrain")
     NOT_FORWARDING = (
         "not_forwarding",
         "this host's kernel does not provably forward it",

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What BGP carries: Route and its PathPolicy; Peer and what a session looks like now."""
 
 from dataclasses import dataclass, field

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The Kubernetes objects, as far as we use them: Service, Endpoint, Node.
 
 Addresses are canonical text (``str(ipaddress.ip_address(x))``) everywhere in the model, so that
@@ -7,7 +8,6 @@ they compare, hash and print alike.  Source: Kubernetes API v1 and discovery.k8s
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
-
 
 
 class Protocol(StrEnum):

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Snapshot (all we know), Desired (all that should be), Observed (what the targets hold)."""
 
 from collections.abc import Mapping
@@ -21,17 +22,30 @@ class ProbeTarget:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pulse:
-    """Dampened outcome of a probe. ``weight`` as the node reports it, None when it does not."""
+    """Dampened outcome of a probe. ``weight`` as the node reports it, None when it does not.
+
+    ``closing``: not up, but the node answered, and said that it wants no new connections (HTTP 503).
+    ``offered`` False: nobody offers this source there, so it has no opinion: neither up nor down.
+    ``flapping``: the outcomes keep changing, and dampening holds the state still.
+    """
 
     up: bool
     since: float
     weight: int | None = None
     detail: str = ""
+    closing: bool = False
+    offered: bool = True
+    flapping: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
-    """What the planner needs of the configuration."""
+    """What the planner needs of the configuration.
+
+    ``namespace_quota``: addresses a namespace may hold, ``*`` for every namespace not named.
+    ``panic_keep``: when probes say that every backend of a Vip is down, believe the API instead.
+    The guard holds back withdrawals above the share, but never the first ``at_least``.
+    """
 
     pools: tuple[Pool, ...] = ()
     load_balancer_class: str = "lbagent.io/lbagent"
@@ -40,6 +54,8 @@ class Settings:
     cool_down_s: float = 60.0
     settle_s: float = 0.5
     guard_withdraw_share: float = 1.0
+    guard_withdraw_at_least: int = 10
+    panic_keep: bool = False
     namespace_quota: Mapping[str, int] = field(default_factory=dict, hash=False)
 
 
@@ -64,7 +80,9 @@ class Snapshot:
     health: Mapping[ProbeTarget, Pulse] = field(default_factory=dict)
     unreachable: frozenset[str] = frozenset()  # node addresses without a resolved next hop here
     unproven: Mapping[Vip, str] = field(default_factory=dict)  # what the last proof found wrong
-    pending: Mapping[ServiceKey, Assignment] = field(default_factory=dict)  # status writes under way: taken, not yet held
+    pending: Mapping[ServiceKey, Assignment] = field(
+        default_factory=dict
+    )  # status writes under way: taken, not yet held
     reservations: Mapping[str, Reservation] = field(default_factory=dict)
 
 

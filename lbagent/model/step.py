@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """One change, as a value. The list is closed: match it with ``assert_never``."""
 
 from dataclasses import dataclass, field

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What the kernel forwards: Vip, Backend, Ring, Forward."""
 
 from array import array

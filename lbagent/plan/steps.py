@@ -1,0 +1,164 @@
+# SPDX-License-Identifier: Apache-2.0
+"""(Observed, Desired) -> ordered Steps.
+
+The order is the invariant. Withdraw what should not be announced, program what should be
+forwarded, announce what is forwarded, and forget only what attracts no packets any more. After
+every prefix, no route lacks a programmed Vip; planned again from any prefix, the end is the same.
+
+Nothing here waits. Whatever must wait (a proof, a peer's confirmation, the settling time) is
+simply not yielded until the world says that it has come true.
+"""
+
+from collections.abc import Iterable, Iterator
+
+from lbagent.model.pool import Assignment
+from lbagent.model.reason import Reason
+from lbagent.model.service import IpMode, Service
+from lbagent.model.state import Desired, Observed, Snapshot
+from lbagent.model.step import Announce, Assign, Program, Release, Report, Step, Unprogram, Withdraw
+from lbagent.model.vip import Forward, Vip
+from lbagent.plan.assign import age
+
+RINGS_PER_STEP = 16
+"""A Program carries at most this many rings (131 kB and up to 80 ms each), so that none lasts long."""
+
+_SILENT = frozenset(
+    {
+        Reason.NOT_LOAD_BALANCER,
+        Reason.NOT_OURS,
+        Reason.NOT_LISTED,
+        Reason.DELETING,
+        Reason.PENDING_ASSIGNMENT,  # the Assign beside it says more
+        Reason.HOST_DRAINING,  # of this host, not of the Service
+    }
+)
+
+
+def steps(observed: Observed, desired: Desired, snapshot: Snapshot) -> Iterator[Step]:
+    """The changes that lead from what is to what should be, as far as they may be made now.
+
+    Before the first complete list there are none (fail static).
+    """
+    if not snapshot.listed:
+        return
+    if snapshot.is_leader:
+        yield from _cluster_steps(observed, desired, snapshot)
+    changed = {vip for vip, forward in desired.forwards.items() if _differs(forward, observed)}
+    needs_by_prefix = {route.prefix: needs for route, needs in desired.routes.items()}
+    standing = set(observed.routes)
+    for route in sorted(observed.routes):
+        needs = needs_by_prefix.get(route.prefix)
+        if needs is None or _is_refuted(needs, changed, snapshot):
+            standing.discard(route)
+            yield Withdraw(route=route)
+    yield from _program(changed, desired)
+    for route in sorted(desired.routes):
+        needs = desired.routes[route]
+        if route not in standing and all(vip in changed or _is_proven(vip, observed, snapshot) for vip in needs):
+            yield Announce(route=route, needs=needs)
+    idle = _idle(observed, desired, snapshot)
+    if idle:
+        yield Unprogram(vips=idle)
+
+
+def _differs(forward: Forward, observed: Observed) -> bool:
+    return observed.forwards.get(forward.vip) != forward or forward.ring not in observed.rings
+
+
+def _is_proven(vip: Vip, observed: Observed, snapshot: Snapshot) -> bool:
+    return vip in observed.proven and vip in observed.forwards and vip not in snapshot.unproven
+
+
+def _is_refuted(needs: Iterable[Vip], changed: set[Vip], snapshot: Snapshot) -> bool:
+    """Is a Vip known not to work? Unknown is not refuted: a restarted agent has proven nothing yet."""
+    return bool(snapshot.unproven) and any(vip in snapshot.unproven and vip not in changed for vip in needs)
+
+
+def _program(changed: set[Vip], desired: Desired) -> Iterator[Program]:
+    """Vips grouped by ring, so that a ring is carried once."""
+    forwards_by_ring: dict[str, list[Forward]] = {}
+    for vip in sorted(changed):
+        forward = desired.forwards[vip]
+        forwards_by_ring.setdefault(forward.ring, []).append(forward)
+    names = sorted(forwards_by_ring)
+    for start in range(0, len(names), RINGS_PER_STEP):
+        batch = names[start : start + RINGS_PER_STEP]
+        yield Program(
+            forwards=tuple(forward for name in batch for forward in forwards_by_ring[name]),
+            rings=tuple(desired.rings[name] for name in batch),
+        )
+
+
+def _idle(observed: Observed, desired: Desired, snapshot: Snapshot) -> tuple[Vip, ...]:
+    """Vips that the kernel may forget.
+
+    While the address stays announced for other Vips, as soon as those are proven: it would attract
+    packets for ever.
+    """
+    surplus = [vip for vip in observed.forwards if vip not in desired.forwards]
+    if not surplus:
+        return ()
+    kept = {
+        route.address
+        for route, needs in desired.routes.items()
+        if all(_is_proven(vip, observed, snapshot) for vip in needs)
+    }
+    announced = {route.address for route in observed.routes}
+    latest = snapshot.now - snapshot.settings.settle_s
+
+    def is_idle(address: str) -> bool:
+        return address in kept or (address not in announced and observed.attracting.get(address, 0.0) <= latest)
+
+    return tuple(sorted(vip for vip in surplus if is_idle(vip.address)))
+
+
+# --- the cluster ----------------------------------------------------------------------------------
+
+
+def _cluster_steps(observed: Observed, desired: Desired, snapshot: Snapshot) -> Iterator[Step]:
+    """Status writes, younger Services first: who must give way does so before the one it gives way to changes.
+
+    So an interrupted pass leaves a conflict that is judged again as it was before.
+    """
+    changing = [
+        snapshot.services[key]
+        for key, assignment in desired.assignments.items()
+        if not is_written(snapshot.services[key], assignment) and snapshot.pending.get(key) != assignment
+    ]
+    changing += [snapshot.services[key] for key in desired.releases]
+    for service in sorted(changing, key=age, reverse=True):
+        if service.key in desired.assignments:
+            yield Assign(assignment=desired.assignments[service.key])
+        elif not service.deleting or not _is_served(service, observed, desired):
+            yield Release(service=service.key, addresses=desired.releases[service.key])
+    announced = {route.address for route in observed.routes}
+    for key in sorted(desired.judgements):
+        judgement = desired.judgements[key]
+        if judgement.reason in _SILENT:
+            continue
+        if judgement.reason is Reason.SATISFIED and not announced.issuperset(snapshot.services[key].status_addresses):
+            continue  # not before it is true
+        yield Report(service=key, judgement=judgement)
+
+
+def is_written(service: Service, assignment: Assignment) -> bool:
+    """Does the status say what the Assignment says? An unset ipMode means VIP (the API's default)."""
+    written = [(i.ip, i.ip_mode or IpMode.VIP, _errors(i.port_errors)) for i in service.ingress]
+    wanted = [(address, assignment.ip_mode, _errors(assignment.port_errors)) for address in assignment.addresses]
+    return written == wanted
+
+
+def _errors(port_errors: Iterable[tuple[int, str, str]]) -> list[tuple[int, str, str]]:
+    return sorted((port, str(protocol), error) for port, protocol, error in port_errors if error)
+
+
+def _is_served(service: Service, observed: Observed, desired: Desired) -> bool:
+    """Does this host still attract or forward packets for a Service that is being deleted?"""
+    for address in service.status_addresses:
+        if any(route.address == address for route in observed.routes) and not any(
+            route.address == address for route in desired.routes
+        ):
+            return True
+        if any(Vip(address=address, protocol=p.protocol, port=p.port) in observed.forwards for p in service.ports):
+            return True
+    return False

@@ -1,0 +1,205 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Random clusters, and targets that perform Steps: the stage of the property tests."""
+
+import math
+from dataclasses import dataclass, field, replace
+
+from hypothesis import strategies as st
+
+from lbagent.model.route import Route
+from lbagent.model.service import Ingress, Service, ServiceKey
+from lbagent.model.state import Desired, Observed, Snapshot
+from lbagent.model.step import Announce, Assign, Program, Release, Report, Step, Unprogram, Withdraw
+from lbagent.model.vip import Forward, Vip
+from tests.builders import (
+    make_endpoint,
+    make_key,
+    make_node,
+    make_pool,
+    make_port,
+    make_service,
+    make_settings,
+    make_snapshot,
+)
+
+ADDRESSES = ["198.51.100.1", "198.51.100.2", "198.51.100.3", "203.0.113.9", "2001:db8::1", "2001:db8::2"]
+POOLS = (make_pool("small", "198.51.100.1-198.51.100.4"), make_pool("six", "2001:db8::/64"))
+
+
+@st.composite
+def services(draw: st.DrawFn, name: str) -> Service:
+    """A Service that may hold addresses, share them, be deleted, or be none of ours."""
+    families = draw(st.sampled_from([(4,), (4,), (6,), (4, 6), (6, 4)]))
+    policy = draw(st.sampled_from(["SingleStack", "PreferDualStack", "RequireDualStack"]))
+    ports = draw(
+        st.lists(
+            st.sampled_from([(80, "TCP"), (443, "TCP"), (80, "UDP"), (9, "SCTP")]), min_size=1, max_size=3, unique=True
+        )
+    )
+    annotations = {}
+    if draw(st.booleans()):
+        annotations["lbagent.io/allow-shared-ip"] = draw(st.sampled_from(["one", "two"]))
+    if draw(st.integers(0, 3)) == 0:
+        annotations["lbagent.io/load-balancer-ips"] = draw(st.sampled_from(ADDRESSES))
+    node_ports = draw(st.sampled_from([None, None, None, 0]))
+    return make_service(
+        name,
+        ports=[make_port(port, protocol=protocol, node_port=node_ports) for port, protocol in ports],
+        status=draw(st.lists(st.sampled_from(ADDRESSES), max_size=2, unique=True)),
+        policy=draw(st.sampled_from(["Cluster", "Local"])),
+        families=families,
+        family_policy=policy if len(families) == 2 else "SingleStack",
+        created=draw(st.integers(0, 3)),
+        annotations=annotations,
+        deleting=draw(st.integers(0, 5)) == 0,
+        type=draw(st.sampled_from(["LoadBalancer"] * 5 + ["ClusterIP"])),
+        load_balancer_class=draw(st.sampled_from([None, None, None, "lbagent.io/lbagent", "other.io/lb"])),
+    )
+
+
+@st.composite
+def snapshots(draw: st.DrawFn, is_leader: bool = True) -> Snapshot:
+    """A small listed cluster."""
+    names = draw(st.lists(st.sampled_from(["a", "b", "c", "d", "e"]), max_size=5, unique=True))
+    chosen = [draw(services(name)) for name in names]
+    nodes = [
+        make_node(
+            name,
+            labels=draw(st.sampled_from([{}, {}, {"node.kubernetes.io/exclude-from-external-load-balancers": ""}])),
+            taints=draw(st.sampled_from([(), (), ("ToBeDeletedByClusterAutoscaler",)])),
+        )
+        for name in draw(st.lists(st.sampled_from(["node1", "node2", "node3"]), max_size=3, unique=True))
+    ]
+    endpoints = {
+        name: [
+            make_endpoint(
+                draw(st.sampled_from(["node1", "node2", "node3", ""])),
+                f"10.244.0.{number}" if family == 4 else f"fd00:244::{number}",
+                family=family,
+                **draw(
+                    st.sampled_from([{}, {}, {"ready": False, "serving": True, "terminating": True}, {"ready": False}])
+                ),
+            )
+            for number in range(draw(st.integers(0, 3)))
+            for family in (4, 6)
+        ]
+        for name in names
+    }
+    return make_snapshot(
+        chosen,
+        nodes=nodes,
+        endpoints=endpoints,
+        settings=make_settings(*POOLS, settle_s=0.5),
+        is_leader=is_leader,
+        draining=draw(st.integers(0, 9)) == 0,
+        unreachable=frozenset(draw(st.lists(st.sampled_from(["10.0.0.1", "fd00::1"]), max_size=1))),
+    )
+
+
+@dataclass
+class Targets:
+    """Kernel, speaker and cluster that do what Steps say, and complain when a Step is unsafe.
+
+    ``broken`` Vips never prove; ``late`` withdrawals are confirmed only by ``confirm()``.
+    """
+
+    now: float = 1_000.0
+    late: bool = False
+    broken: frozenset[Vip] = frozenset()
+    forwards: dict[Vip, Forward] = field(default_factory=dict)
+    routes: dict[str, Route] = field(default_factory=dict)
+    needs: dict[str, frozenset[Vip]] = field(default_factory=dict)
+    attracting: dict[str, float] = field(default_factory=dict)
+    services: dict[ServiceKey, Service] = field(default_factory=dict)
+
+    def copy(self) -> "Targets":
+        return replace(
+            self,
+            forwards=dict(self.forwards),
+            routes=dict(self.routes),
+            needs=dict(self.needs),
+            attracting=dict(self.attracting),
+            services=dict(self.services),
+        )
+
+    def see(self, snapshot: Snapshot) -> Snapshot:
+        """The Snapshot with what the targets add to it."""
+        return replace(
+            snapshot,
+            now=self.now,
+            services={**snapshot.services, **self.services},
+            unproven={vip: "no answer" for vip in self.forwards if vip in self.broken},
+        )
+
+    def observed(self) -> Observed:
+        return Observed(
+            forwards=dict(self.forwards),
+            rings=frozenset(forward.ring for forward in self.forwards.values()),
+            proven=frozenset(self.forwards) - self.broken,
+            routes=frozenset(self.routes.values()),
+            attracting=dict(self.attracting),
+        )
+
+    def perform(self, step: Step, desired: Desired) -> None:
+        match step:
+            case Program():
+                carried = {ring.fingerprint for ring in step.rings}
+                for forward in step.forwards:
+                    assert forward.ring in carried
+                    self.forwards[forward.vip] = forward
+            case Announce():
+                assert step.needs, "a route that nothing is behind"
+                assert step.needs <= self.forwards.keys()
+                if not step.needs & self.broken:
+                    self.routes[step.route.prefix] = step.route
+                    self.needs[step.route.prefix] = step.needs
+                    self.attracting.pop(step.route.address, None)
+            case Withdraw():
+                assert self.routes.pop(step.route.prefix) == step.route
+                self.attracting[step.route.address] = math.inf if self.late else self.now
+            case Unprogram():
+                for vip in step.vips:
+                    others = [v for v in self.forwards if v.address == vip.address and v in desired.forwards]
+                    exposed = any(route.address == vip.address for route in self.routes.values())
+                    assert others or not exposed, f"{vip} is forgotten while it is announced"
+                    assert others or self.attracting.get(vip.address, 0) + 0.5 <= self.now, f"{vip} forgotten too early"
+                    del self.forwards[vip]
+            case Assign():
+                service = self.services[step.assignment.service]
+                self.services[service.key] = replace(
+                    service,
+                    ingress=tuple(
+                        Ingress(ip=a, ip_mode=step.assignment.ip_mode, port_errors=step.assignment.port_errors)  # type: ignore[arg-type]
+                        for a in step.assignment.addresses
+                    ),
+                )
+            case Release():
+                self.services[step.service] = replace(self.services[step.service], ingress=())
+            case Report():
+                pass
+        self.check(desired)
+
+    def check(self, desired: Desired) -> None:
+        """No announced route lacks a programmed Vip that is still wanted, or has none at all."""
+        for prefix, route in self.routes.items():
+            assert any(vip.address == route.address for vip in self.forwards), (
+                f"{prefix} is announced, nothing is there"
+            )
+            missing = (self.needs[prefix] & desired.forwards.keys()) - self.forwards.keys()
+            assert not missing, f"{prefix} is announced without {missing}"
+
+    def tick(self, seconds: float = 1.0) -> None:
+        self.now += seconds
+
+    def confirm(self) -> None:
+        self.attracting = {a: self.now if until == math.inf else until for a, until in self.attracting.items()}
+
+    def attracting_still(self) -> bool:
+        return any(until + 0.5 > self.now for until in self.attracting.values())
+
+    def place(self) -> tuple[object, ...]:
+        """Where the targets have come to, without time."""
+        return self.forwards, self.routes, {k: s.ingress for k, s in self.services.items()}
+
+
+__all__ = ["Targets", "make_key", "services", "snapshots"]
