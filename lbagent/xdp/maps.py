@@ -31,6 +31,16 @@ _RANGE_ENTRIES = 1 << 17
 _AFFINITY_ENTRIES = 1 << 16
 _FRAGMENT_ENTRIES = 1 << 12
 _LIMIT_ENTRIES = 1 << 16
+_SHARED = (
+    "lb_config",
+    "lb_filter",
+    "lb_vips",
+    "lb_rings",
+    "lb_backends",
+    "lb_routers",
+    "lb_snats",
+    "lb_counters",
+)
 _MARK = struct.pack("<I", 1)
 
 
@@ -240,8 +250,7 @@ class Tables:
         self._sizes = sizes
         self._tick_s = tick_s
         self._clock = clock
-        shared = ("lb_config", "lb_filter", "lb_vips", "lb_rings", "lb_backends", "lb_routers", "lb_snats")
-        self._memory = {name: maps[name].map_memory() for name in shared}
+        self._memory = {name: maps[name].map_memory() for name in _SHARED}
         self._hops: dict[str, NextHop | None] = {}
         self._settings = Settings()
         self.reload()
@@ -471,7 +480,10 @@ class Tables:
         """Everything the VIP refers to is in the kernel when this returns."""
         ring_id = self._install_ring(forward.ring, rings)
         ranges_id = self._install_ranges(forward.source_ranges)
-        number = self._id_by_vip.get(forward.vip) or self._free_vips.take()
+        number = self._id_by_vip.get(forward.vip)
+        if number is None:
+            number = self._free_vips.take()
+            self._clear_counter(COUNTER_VERDICTS + number)
         old = self._record_by_id.get(number)
         record = codec.VipRecord(
             vip=forward.vip,
@@ -516,7 +528,14 @@ class Tables:
         if address not in self._backend_id:
             number = self._free_backends.take()
             self._backend_id[address] = number
+            self._clear_counter(COUNTER_VERDICTS + self._sizes.vips + 1 + number)
             self._write_neighbour("lb_backends", number, address, self._hops.get(address))
+
+    def _clear_counter(self, line: int) -> None:
+        """Start at zero: the id belonged to somebody else."""
+        for cpu in range(self._maps["lb_counters"].spec.entries // self._sizes.counters):
+            at = (cpu * self._sizes.counters + line) * codec.COUNTER.size
+            self._memory["lb_counters"][at : at + codec.COUNTER.size] = bytes(codec.COUNTER.size)
 
     def _install_ranges(self, ranges: tuple[str, ...]) -> int:
         if not ranges:
