@@ -128,7 +128,7 @@ class ApiServer:
     """
 
     def __init__(
-        self, *, tokens: dict[str, str] | None = None, bookmark_s: float = 5.0, namespaces: Iterable[str] = ("default",)
+        self, *, tokens: dict[str, str] | None = None, bookmark_s: float = 5.0, namespaces: Iterable[str] = ("default", "lbagent")
     ) -> None:
         self.tokens = dict(tokens or {})
         self.bookmark_s = bookmark_s
@@ -144,6 +144,8 @@ class ApiServer:
         self._allocator = service_rules.Allocator()
         for namespace in ("kube-system", *namespaces):
             self.create("namespaces", {"metadata": {"name": namespace}})
+        if "lbagent" in namespaces:  # free, as the manifest brings it: nobody has to wait for a holder before
+            self.create("leases", {"metadata": {"name": "lbagent"}, "spec": {}}, namespace="lbagent")
 
     # --- life and faults ----------------------------------------------------------------------
 
@@ -507,7 +509,7 @@ def _route(path: str) -> tuple[Kind, str, str, str]:
         namespace = ""
         if kind.namespaced and parts[0] == "namespaces" and len(parts) >= 3:
             namespace, parts = parts[1], parts[2:]
-        if parts[0] == kind.plural and len(parts) <= 3:
+        if parts[0] == kind.plural and parts[2:] in ([], ["status"]):
             return kind, namespace, *([*parts[1:], "", ""][:2])  # type: ignore[return-value]
     raise Refused(404, "NotFound", "the server could not find the requested resource")
 
