@@ -18,6 +18,7 @@ if str(CHECKOUT) not in sys.path:
 from lbagent import metrics  # noqa: E402
 from lbagent.config import Config  # noqa: E402
 from lbagent.model.reason import Reason  # noqa: E402
+from lbagent.xdp.verdict import Verdict  # noqa: E402
 
 REFERENCE = CHECKOUT / "docs" / "reference"
 NOTICE = "<!-- Made by docs/generate.py from the code. Change it there and run `make docs`. -->"
@@ -121,10 +122,26 @@ def reasons_page() -> str:
     return "\n".join(lines) + "\n"
 
 
+def verdicts_page() -> str:
+    """Every Verdict in the order of the kernel's list, from its Python twin."""
+    lines = [
+        "# Verdicts",
+        "",
+        "What happened to a packet. Each packet that the XDP program sees gets exactly one, and every one is",
+        'counted: `lbagent_packets_total{verdict="..."}`. Drops are always named.',
+        "",
+        "| verdict | number | meaning |",
+        "|---|---|---|",
+    ]
+    lines += [f"| `{verdict.word}` | {verdict.value} | {verdict.sentence} |" for verdict in Verdict]
+    return "\n".join(lines) + "\n"
+
+
 PAGES: dict[str, Callable[[], str]] = {
     "config.md": config_page,
     "metrics.md": metrics_page,
     "reasons.md": reasons_page,
+    "verdicts.md": verdicts_page,
 }
 
 

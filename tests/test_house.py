@@ -15,6 +15,7 @@ import pytest
 from lbagent.config import load
 from lbagent.metrics import CATALOGUE
 from lbagent.model.reason import Reason
+from lbagent.xdp.verdict import Verdict
 
 CHECKOUT = Path(__file__).resolve().parent.parent
 LINES = 700
@@ -115,12 +116,15 @@ def test_the_generated_pages_are_fresh() -> None:
     assert (checked.returncode, checked.stdout) == (0, "")
 
 
-def test_the_reference_has_every_reason_and_metric() -> None:
+def test_the_reference_has_every_reason_verdict_and_metric() -> None:
     reasons, metrics = (REFERENCE / "reasons.md").read_text(), (REFERENCE / "metrics.md").read_text()
     for reason in Reason:
         assert f"`{reason.value}`" in reasons
     for spec in CATALOGUE:
         assert f"`{spec.name}`" in metrics
+    verdicts = (REFERENCE / "verdicts.md").read_text()
+    for verdict in Verdict:
+        assert f"| `{verdict.word}` | {verdict.value} |" in verdicts
 
 
 def test_the_example_configuration_is_accepted() -> None:
