@@ -191,6 +191,10 @@ class Ledger:
         for key, holding in holdings.items():
             for item in holding.held:
                 self.take(key, item)
+            for address in (*holding.surplus, *(address for address, _ in holding.lost)):
+                parsed = parse_address(address)  # still written in the status: nobody's yet
+                if parsed:
+                    self._cooling[parsed[0]].setdefault(parsed[1], key)
         for key, assignment in snapshot.pending.items():
             for item in _pending(assignment, pools):
                 if key in snapshot.services and key not in self._holders.get(item.address, ()):

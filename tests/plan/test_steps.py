@@ -15,20 +15,20 @@ PASSES = 12
 
 
 def one_pass(targets: Targets, snapshot: Snapshot, stop_after: int | None = None) -> list[Step]:
-    """Plan once and perform, at most so many Steps."""
+    """Plan once and perform, at most so many Steps; returns those that change something."""
     seen = targets.see(snapshot)
     desired = desire(seen)
     todo = list(steps(targets.observed(), desired, seen))[:stop_after]
     for step in todo:
         targets.perform(step, desired)
-    return todo
+    return [step for step in todo if not isinstance(step, Report)]
 
 
 def settle(targets: Targets, snapshot: Snapshot) -> tuple[object, ...]:
     """Pass after pass until nothing but Reports is left; returns the place."""
     for _ in range(PASSES):
         todo = one_pass(targets, snapshot)
-        if all(isinstance(step, Report) for step in todo) and not targets.attracting_still():
+        if not todo and not targets.attracting_still():
             return targets.place()
         targets.tick()
         targets.confirm()
@@ -43,7 +43,7 @@ def arrive(targets: Targets, snapshot: Snapshot) -> None:
     targets.services = dict(snapshot.services)
 
 
-@settings(max_examples=1500, deadline=None)
+@settings(max_examples=300, deadline=None)
 @given(
     history=worlds,
     last=snapshots(),
@@ -73,7 +73,8 @@ def test_every_prefix_is_safe_and_planning_again_from_it_ends_in_the_same_place(
         for step in todo[:length]:
             interrupted.perform(step, desire(seen))
         places.append(settle(interrupted, last))
-    assert all(place == places[0] for place in places)
+    for length, place in enumerate(places):
+        assert place == places[-1], f"interrupted after {length} of {[type(step).__name__ for step in todo]}"
 
 
 @settings(max_examples=500, deadline=None)
@@ -93,7 +94,7 @@ def test_whatever_the_targets_hold_the_end_is_what_is_desired(snapshot: Snapshot
 def test_a_settled_world_needs_no_step_but_reports(snapshot: Snapshot) -> None:
     targets = Targets(services=dict(snapshot.services))
     settle(targets, snapshot)
-    assert all(isinstance(step, Report) for step in one_pass(targets, snapshot))
+    assert one_pass(targets, snapshot) == []
 
 
 def planned(snapshot: Snapshot, observed: Observed) -> list[Step]:
@@ -163,7 +164,7 @@ def test_an_announced_vip_that_fails_its_proof_is_withdrawn() -> None:
     snapshot = make_snapshot([make_service(status=["198.51.100.1"])])
     targets, _ = settled(snapshot)
     targets.broken = frozenset({make_vip()})
-    assert [type(step) for step in one_pass(targets, snapshot) if not isinstance(step, Report)] == [Withdraw]
+    assert [type(step) for step in one_pass(targets, snapshot)] == [Withdraw]
 
 
 def test_a_restarted_agent_that_has_proven_nothing_yet_withdraws_nothing() -> None:
@@ -232,6 +233,7 @@ def test_a_deleted_service_is_released_only_when_this_host_has_let_go() -> None:
 
 def test_satisfied_is_reported_only_once_it_is_announced() -> None:
     snapshot = make_snapshot([make_service(status=["198.51.100.1"])])
-    targets = Targets(services=dict(snapshot.services))
-    assert not [step for step in one_pass(targets, snapshot) if isinstance(step, Report)]
-    assert [type(step) for step in one_pass(targets, snapshot)] == [Report]
+    targets, desired = settled(snapshot)
+    assert [type(step) for step in steps(targets.observed(), desired, snapshot)] == [Report]
+    silent = replace(targets.observed(), routes=frozenset())
+    assert not [step for step in steps(silent, desired, snapshot) if isinstance(step, Report)]

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 
 from hypothesis import strategies as st
 
+from lbagent.model.pool import Reservation
 from lbagent.model.route import Route
 from lbagent.model.service import Ingress, Service, ServiceKey
 from lbagent.model.state import Desired, Observed, Snapshot
@@ -111,6 +112,7 @@ class Targets:
     needs: dict[str, frozenset[Vip]] = field(default_factory=dict)
     attracting: dict[str, float] = field(default_factory=dict)
     services: dict[ServiceKey, Service] = field(default_factory=dict)
+    reservations: dict[str, Reservation] = field(default_factory=dict)
 
     def copy(self) -> "Targets":
         return replace(
@@ -120,6 +122,7 @@ class Targets:
             needs=dict(self.needs),
             attracting=dict(self.attracting),
             services=dict(self.services),
+            reservations=dict(self.reservations),
         )
 
     def see(self, snapshot: Snapshot) -> Snapshot:
@@ -127,7 +130,9 @@ class Targets:
         return replace(
             snapshot,
             now=self.now,
+            wall=self.now,
             services={**snapshot.services, **self.services},
+            reservations=dict(self.reservations),
             unproven={vip: "no answer" for vip in self.forwards if vip in self.broken},
         )
 
@@ -165,19 +170,24 @@ class Targets:
                     assert others or self.attracting.get(vip.address, 0) + 0.5 <= self.now, f"{vip} forgotten too early"
                     del self.forwards[vip]
             case Assign():
-                service = self.services[step.assignment.service]
-                self.services[service.key] = replace(
-                    service,
-                    ingress=tuple(
-                        Ingress(ip=a, ip_mode=step.assignment.ip_mode, port_errors=step.assignment.port_errors)  # type: ignore[arg-type]
-                        for a in step.assignment.addresses
-                    ),
+                mode, errors = step.assignment.ip_mode, step.assignment.port_errors
+                self.write(
+                    step.assignment.service,
+                    tuple(Ingress(ip=a, ip_mode=mode, port_errors=errors) for a in step.assignment.addresses),  # type: ignore[arg-type]
                 )
             case Release():
-                self.services[step.service] = replace(self.services[step.service], ingress=())
+                self.write(step.service, ())
             case Report():
                 pass
         self.check(desired)
+
+    def write(self, key: ServiceKey, ingress: tuple[Ingress, ...]) -> None:
+        """A status write; an address that nobody holds any more cools down, as agent/world has it."""
+        before = self.services[key].status_addresses
+        self.services[key] = replace(self.services[key], ingress=ingress)
+        held = {address for service in self.services.values() for address in service.status_addresses}
+        for address in set(before) - held:
+            self.reservations[address] = Reservation(address=address, service=key, released=self.now)
 
     def check(self, desired: Desired) -> None:
         """No announced route lacks a programmed Vip that is still wanted, or has none at all."""
