@@ -31,10 +31,9 @@ CONCURRENT_WRITES = 16
 
 
 class Writer:
-    """Performs Steps. ``proofs``: the last outcome per programmed Vip, '' = proven."""
+    """Performs Steps."""
 
     def __init__(self, *, kernel: Kernel, speaker: Speaker, cluster: Cluster, world: World, metrics: Metrics) -> None:
-        self.proofs: dict[Vip, str] = {}
         self._kernel = kernel
         self._speaker = speaker
         self._cluster = cluster
@@ -48,8 +47,12 @@ class Writer:
 
     # --- kernel and speaker -------------------------------------------------------------------
 
-    def perform(self, steps: Iterable[Step]) -> None:
-        """Carry the Steps out in their order; a Step whose target is failing is left for a later pass."""
+    def perform(self, steps: Iterable[Step], *, proven: frozenset[Vip]) -> None:
+        """Carry the Steps out in their order; a Step whose target is failing is left for a later pass.
+
+        ``proven``: Vips that provably forward before the first Step.
+        """
+        forwarding = set(proven)
         for kind, run in groupby(steps, key=_target):
             batch = list(run)
             if kind == "cluster":
@@ -60,7 +63,7 @@ class Writer:
                 self._count(batch, "held")
                 continue
             try:
-                self._perform_kernel(batch) if kind == "kernel" else self._perform_bgp(batch)
+                self._perform_kernel(batch, forwarding) if kind == "kernel" else self._perform_bgp(batch, forwarding)
             except LbagentError as error:
                 wait_s = self._backoff_by_target[kind].failed()
                 self._resume_by_target[kind] = self._world.clocks.monotonic() + wait_s
@@ -76,52 +79,51 @@ class Writer:
         now = self._world.clocks.monotonic()
         return min((at for at in self._resume_by_target.values() if at > now), default=0.0)
 
-    def _perform_kernel(self, steps: Sequence[Step]) -> None:
+    def _perform_kernel(self, steps: Sequence[Step], forwarding: set[Vip]) -> None:
         for step in steps:
             match step:
                 case Program():
-                    refused = self._kernel.program(step.forwards, step.rings)
-                    served = [f.vip for f in step.forwards if f.vip not in refused]
-                    for vip, why in refused.items():
-                        self.proofs[vip] = why
-                        _log.error("vip refused by the kernel", vip=str(vip), error=why)
-                    self.prove(served)
-                    self._metrics.stepped("Program", outcome="done", count=len(served))
-                    for forward in step.forwards:
-                        if forward.vip not in refused:
-                            _log.info(
-                                "vip programmed", vip=str(forward.vip), service=str(forward.service), ring=forward.ring
-                            )
+                    forwarding |= self._program(step)
                 case Unprogram():
-                    speaker = self._speaker.observed()
-                    if not speaker.synced:  # somebody may still send us packets
-                        self._metrics.stepped("Unprogram", outcome="held", count=len(step.vips))
-                        continue
-                    exposed = {route.address for route in speaker.routes}
-                    vips = [vip for vip in step.vips if vip.address not in exposed]
-                    self._kernel.unprogram(vips)
-                    for vip in vips:
-                        self.proofs.pop(vip, None)
-                        _log.info("vip unprogrammed", vip=str(vip))
-                    self._metrics.stepped("Unprogram", outcome="done", count=len(vips))
+                    self._unprogram(step)
                 case _:
                     raise AssertionError(step)
 
-    def prove(self, vips: Sequence[Vip]) -> None:
-        """Send a synthetic packet for each and note what came of it."""
-        for vip, why in self._kernel.prove(vips).items() if vips else ():
-            if why and self.proofs.get(vip) != why:
-                _log.warning("vip not proven", vip=str(vip), why=why)
-            self.proofs[vip] = why
-        self._world.unproven = {vip: why for vip, why in self.proofs.items() if why}
+    def _program(self, step: Program) -> set[Vip]:
+        """The Vips of the step that forward, proven by a packet each."""
+        refused = self._kernel.program(step.forwards, step.rings)
+        for vip, error in refused.items():
+            _log.error("vip refused by the kernel", vip=str(vip), error=str(error))
+        served = [f for f in step.forwards if f.vip not in refused]
+        self._metrics.stepped("Program", outcome="done", count=len(served))
+        self._metrics.stepped("Program", outcome="failed", count=len(refused))
+        outcomes = self._kernel.prove([f.vip for f in served])
+        for forward in served:
+            facts = {"vip": str(forward.vip), "service": str(forward.service), "ring": forward.ring}
+            if why := outcomes[forward.vip]:
+                _log.warning("vip programmed but not proven", **facts, why=why)
+            else:
+                _log.info("vip programmed", **facts)
+        return {vip for vip, why in outcomes.items() if not why}
 
-    def _perform_bgp(self, steps: Sequence[Step]) -> None:
+    def _unprogram(self, step: Unprogram) -> None:
+        speaker = self._speaker.observed()
+        if not speaker.adopted:  # somebody may still send us packets
+            self._metrics.stepped("Unprogram", outcome="held", count=len(step.vips))
+            return
+        exposed = {route.address for route in speaker.routes}
+        vips = [vip for vip in step.vips if vip.address not in exposed]
+        self._kernel.unprogram(vips)
+        for vip in vips:
+            _log.info("vip unprogrammed", vip=str(vip))
+        self._metrics.stepped("Unprogram", outcome="done", count=len(vips))
+
+    def _perform_bgp(self, steps: Sequence[Step], forwarding: set[Vip]) -> None:
         wanted = set(self._speaker.observed().routes)
         for step in steps:
             match step:
                 case Announce():
-                    missing = [vip for vip in step.needs if self.proofs.get(vip, "never tried")]
-                    if missing:  # the plan hoped that Program would succeed
+                    if not step.needs <= forwarding:  # the plan hoped that Program would succeed
                         self._metrics.stepped("Announce", outcome="held")
                         continue
                     wanted -= {route for route in wanted if route.prefix == step.route.prefix}

@@ -103,7 +103,7 @@ class Loop:
             self._woken.clear()
         deadline = self._world.clocks.monotonic() + LEARN_S
         while (left_s := deadline - self._world.clocks.monotonic()) > 0:
-            if self._speaker.observed().synced and not self._world.snapshot().unreachable:
+            if self._speaker.observed().adopted and not self._world.snapshot().unreachable:
                 return
             self._woken.clear()
             with contextlib.suppress(TimeoutError):
@@ -113,13 +113,15 @@ class Loop:
     def one_pass(self, *, complete: bool = False) -> Pass:
         """Snapshot, plan, apply. ``complete``: prove every Vip again, not only the new ones."""
         started = self._world.clocks.monotonic()
+        if complete:
+            self._kernel.prove(list(self._kernel.observed().forwards))
         kernel = self._kernel.observed()
-        self._prove(kernel, complete=complete)
+        self._world.unproven = unproven(kernel, self._interfaces)
         snapshot = self._world.snapshot()
         desired = desire(snapshot, self._memory)
         observed = observe(kernel, self._speaker.observed(), snapshot.unproven)
         todo = tuple(steps(observed, desired, snapshot))
-        self._writer.perform(todo)
+        self._writer.perform(todo, proven=observed.proven)
         self._writer.forget(snapshot.services)
         took_s = self._world.clocks.monotonic() - started
         self._number += 1
@@ -138,16 +140,6 @@ class Loop:
         self._completed(self.last)
         return self.last
 
-    def _prove(self, kernel: KernelState, *, complete: bool) -> None:
-        """Bring ``World.unproven`` up to date with what the kernel holds now."""
-        proofs = self._writer.proofs
-        for vip in [vip for vip in proofs if vip not in kernel.forwards]:
-            del proofs[vip]
-        self._writer.prove([vip for vip in kernel.forwards if complete or proofs.get(vip, "never tried")])
-        if missing := self._interfaces - kernel.attached.keys():
-            why = "the program is not attached to " + ", ".join(sorted(missing))
-            self._world.unproven = dict.fromkeys(kernel.forwards, why)
-
     def _next_due(self, snapshot: Snapshot) -> float:
         """Seconds until time alone changes something: an address stops attracting, a target is tried again."""
         settle_s = snapshot.settings.settle_s
@@ -156,6 +148,15 @@ class Loop:
             times.append(self._writer.resumes)
         waits = [at - snapshot.now for at in times]
         return min([PERIOD_S, *(max(wait, COMPANY_S) for wait in waits)])
+
+
+def unproven(kernel: KernelState, interfaces: frozenset[str]) -> Mapping[Vip, str]:
+    """What is wrong with each Vip; with all of them, while an interface lacks the program."""
+    missing = sorted(interfaces - kernel.attached.keys())
+    if not missing:
+        return kernel.unproven
+    said = "; ".join(f"{name}: {kernel.obstacles.get(name, 'the program is not attached')}" for name in missing)
+    return dict.fromkeys(kernel.forwards, said)
 
 
 def observe(kernel: KernelState, speaker: SpeakerState, unproven: Mapping[Vip, str]) -> Observed:

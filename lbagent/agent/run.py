@@ -321,10 +321,16 @@ async def run(path: Path, settings: config.Config) -> None:
         if agent is not None:
             agent.wake()
 
-    kernel = await Forwarder.open(settings.xdp, settings.paths)
+    kernel = Forwarder(
+        settings.xdp,
+        settings.paths,
+        clock=clocks.monotonic,
+        routers=frozenset(peer.address for peer in settings.bgp.peers),
+    )
+    await kernel.open()
     try:
         speaker = BgpSpeaker(settings.bgp, settings.paths, clock=clocks.monotonic, changed=changed)
-        cluster = await KubeCluster.open(settings.kubernetes, host=settings.host.name, clock=clocks.monotonic)
+        cluster = KubeCluster(settings.kubernetes, host=settings.host.name, clocks=clocks, metrics=metrics)
         agent = Agent(
             path=path,
             settings=settings,

@@ -6,9 +6,9 @@ tests hold the fakes against the real things. Methods without ``async`` return a
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Protocol
 
+from lbagent.errors import LbagentError
 from lbagent.model.pool import Assignment
 from lbagent.model.reason import Judgement
 from lbagent.model.route import PeerState, Route
@@ -19,14 +19,23 @@ Changed = Callable[[], None]
 """Called by a target when something it watches has changed; only sets a flag."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class KernelState:
-    """Read back from the maps and links, not remembered."""
+class KernelState(Protocol):
+    """Read back from the maps and links, not remembered.
 
-    forwards: Mapping[Vip, Forward] = field(default_factory=dict)
-    rings: frozenset[str] = frozenset()
-    proven: frozenset[Vip] = frozenset()
-    attached: Mapping[str, str] = field(default_factory=dict)
+    ``unproven``: what is wrong with the forwarding of a Vip, in words. ``attached``: interface ->
+    mode; ``obstacles``: interface -> why it does not run our program.
+    """
+
+    @property
+    def forwards(self) -> Mapping[Vip, Forward]: ...
+    @property
+    def rings(self) -> frozenset[str]: ...
+    @property
+    def unproven(self) -> Mapping[Vip, str]: ...
+    @property
+    def attached(self) -> Mapping[str, str]: ...
+    @property
+    def obstacles(self) -> Mapping[str, str]: ...
 
 
 class Kernel(Protocol):
@@ -40,10 +49,10 @@ class Kernel(Protocol):
         """Keep the next hops of exactly these node addresses current."""
 
     def observed(self) -> KernelState:
-        """What the kernel holds now."""
+        """What the kernel holds now; a Vip that has changed is proven on the way."""
 
-    def program(self, forwards: Sequence[Forward], rings: Sequence[Ring]) -> Mapping[Vip, str]:
-        """Serve these Vips; returns those refused with the reason in words."""
+    def program(self, forwards: Sequence[Forward], rings: Sequence[Ring]) -> Mapping[Vip, LbagentError]:
+        """Serve these Vips; returns those refused, each with what is wrong."""
 
     def unprogram(self, vips: Sequence[Vip]) -> None:
         """Forget these Vips."""
@@ -56,12 +65,12 @@ class Kernel(Protocol):
 
 
 class SpeakerState(Protocol):
-    """What the speaker knows of itself and of its peers."""
+    """What the speaker knows. ``adopted``: what ExaBGP announced before we came is known."""
 
     @property
     def connected(self) -> bool: ...
     @property
-    def synced(self) -> bool: ...
+    def adopted(self) -> bool: ...
     @property
     def routes(self) -> frozenset[Route]: ...
     @property

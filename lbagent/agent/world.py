@@ -44,7 +44,7 @@ class World:
         self.clocks = clocks
         self.draining = False
         self.health: dict[ProbeTarget, Pulse] = {}
-        self.unproven: dict[Vip, str] = {}
+        self.unproven: Mapping[Vip, str] = {}
         self.pending: dict[ServiceKey, Assignment] = {}
         self._cluster = cluster
         self._kernel = kernel

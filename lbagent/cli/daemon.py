@@ -11,8 +11,8 @@ from pathlib import Path
 import click
 
 from lbagent import __version__
-from lbagent.config import DEFAULT_PATH, Config, load, read_password
-from lbagent.errors import BgpError, ConfigError, LbagentError
+from lbagent.config import DEFAULT_PATH, Config, load
+from lbagent.errors import ConfigError, LbagentError
 
 _config_option = click.option(
     "--config",
@@ -97,21 +97,14 @@ def render() -> None:
 @render.command("exabgp")
 @_config_option
 @click.option("--out", type=click.Path(path_type=Path, file_okay=False), required=True, help="Folder to write into.")
-@click.option("--user", default="lbagent-bgp", show_default=True, help="Who ExaBGP becomes when started as root.")
+@click.option("--user", default="", help="Who ExaBGP becomes when started as root; default: who runs this.")
 def render_exabgp(path: Path, out: Path, user: str) -> None:
-    """ExaBGP's configuration and environment (exabgp.conf, exabgp.env)."""
-    from lbagent.bgp import render as texts
+    """ExaBGP's configuration and environment, judged by ExaBGP itself before they replace anything."""
+    from lbagent.bgp import launch
 
     settings = _load(path)
-    password_by_peer = {p.name: read_password(p.password_file) for p in settings.bgp.peers if p.password_file}
-    conf = texts.exabgp_conf(settings.bgp, settings.paths, python=sys.executable, password_by_peer=password_by_peer)
     try:
-        out.mkdir(mode=0o700, parents=True, exist_ok=True)
-        for name, text in (("exabgp.conf", conf), ("exabgp.env", texts.exabgp_env(settings.bgp, user=user))):
-            aside = out / f"{name}.new"
-            aside.write_text(text, encoding="ascii")
-            aside.chmod(0o600)  # it may hold TCP MD5 keys
-            aside.replace(out / name)
-    except OSError as error:
-        _fail(BgpError(f"cannot write {out}: {error}", hint="choose another --out"))
+        launch.install(settings.bgp, settings.paths, out, user=user)
+    except LbagentError as error:
+        _fail(error)
         sys.exit(1)

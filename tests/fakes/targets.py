@@ -8,13 +8,21 @@ import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from lbagent.agent.targets import KernelState
-from lbagent.errors import KubeUnavailable, XdpError
+from lbagent.errors import KubeUnavailable, LbagentError, TableFull, XdpError
 from lbagent.model.pool import Assignment
 from lbagent.model.reason import Judgement
 from lbagent.model.route import PeerState, Route
 from lbagent.model.service import Endpoint, Ingress, Node, Service, ServiceKey
 from lbagent.model.vip import Forward, Ring, Vip
+
+
+@dataclass(frozen=True, kw_only=True)
+class FakeKernelState:
+    forwards: Mapping[Vip, Forward] = field(default_factory=dict)
+    rings: frozenset[str] = frozenset()
+    unproven: Mapping[Vip, str] = field(default_factory=dict)
+    attached: Mapping[str, str] = field(default_factory=dict)
+    obstacles: Mapping[str, str] = field(default_factory=dict)
 
 
 class FakeKernel:
@@ -38,10 +46,15 @@ class FakeKernel:
     def track(self, addresses: frozenset[str]) -> None:
         self.tracked = addresses
 
-    def observed(self) -> KernelState:
-        return KernelState(forwards=dict(self.forwards), rings=frozenset(self.rings), attached=dict(self.attached))
+    def observed(self) -> FakeKernelState:
+        return FakeKernelState(
+            forwards=dict(self.forwards),
+            rings=frozenset(self.rings),
+            unproven={vip: why for vip, why in self.prove(list(self.forwards)).items() if why},
+            attached=dict(self.attached),
+        )
 
-    def program(self, forwards: Sequence[Forward], rings: Sequence[Ring]) -> Mapping[Vip, str]:
+    def program(self, forwards: Sequence[Forward], rings: Sequence[Ring]) -> Mapping[Vip, LbagentError]:
         if self.fails:
             raise XdpError("the kernel said no")
         self.rings |= {ring.fingerprint: ring for ring in rings}
@@ -50,7 +63,7 @@ class FakeKernel:
                 assert forward.ring in self.rings, "a ring is programmed before the Vip that uses it"
                 self.forwards[forward.vip] = forward
                 self.journal.append(f"program {forward.vip}")
-        return {f.vip: self.refuses[f.vip] for f in forwards if f.vip in self.refuses}
+        return {f.vip: TableFull(self.refuses[f.vip]) for f in forwards if f.vip in self.refuses}
 
     def unprogram(self, vips: Sequence[Vip]) -> None:
         if self.fails:
@@ -72,7 +85,7 @@ class FakeKernel:
 @dataclass(frozen=True, kw_only=True)
 class FakeSpeakerState:
     connected: bool = True
-    synced: bool = True
+    adopted: bool = True
     routes: frozenset[Route] = frozenset()
     attracting: Mapping[str, float] = field(default_factory=dict)
     peers: Mapping[str, PeerState] = field(default_factory=dict)
