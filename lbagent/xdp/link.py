@@ -10,8 +10,10 @@ Native mode is demanded, never fallen back from: a silent generic mode would cos
 """
 
 import errno
+import fcntl
 import os
 import socket
+import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,8 +24,11 @@ from lbagent.errors import XdpError
 from lbagent.xdp import bpf
 from lbagent.xdp.bpf import KernelRefused
 from lbagent.xdp.compile import Bytecode
+from lbagent.xdp.pins import make_folder
 
 _LOG = log.get("xdp")
+_FRAGS = "lbf"
+_SIOCGIFMTU = 0x8921
 _FLAG_BY_MODE = {Attach.NATIVE: bpf.Attach.DRIVER, Attach.GENERIC: bpf.Attach.GENERIC}
 
 
@@ -34,6 +39,10 @@ class Program:
     fd: int
     id: int
     name: str
+
+    @property
+    def takes_frags(self) -> bool:
+        return self.name.startswith(_FRAGS)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,7 +57,18 @@ class Attachment:
 
 def program_name(bytecode: Bytecode, *, frags: bool) -> str:
     """``lb_<digest>``, ``lbf<digest>`` with multi-buffer packets: at most 15 characters."""
-    return f"{'lbf' if frags else 'lb_'}{bytecode.digest}"
+    return f"{_FRAGS if frags else 'lb_'}{bytecode.digest}"
+
+
+def interface_mtu(name: str) -> int:
+    """MTU of the interface here and now, 0 when there is none. Not sysfs, which may be another namespace's."""
+    request = struct.pack("16s16x", name.encode()[:15])
+    try:
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as any_socket:
+            answer: bytes = fcntl.ioctl(any_socket, _SIOCGIFMTU, request)
+    except OSError:
+        return 0
+    return int(struct.unpack_from("i", answer, 16)[0])
 
 
 def interface_index(name: str) -> int:
@@ -68,7 +88,7 @@ class Programs:
 
     def open(self) -> None:
         """Open every pin."""
-        _make_folder(self._folder)
+        make_folder(self._folder)
         for path in self._folder.iterdir():
             fd = bpf.open_pin(str(path))
             self._program_by_name[path.name] = Program(fd, bpf.program_info(fd).id, path.name)
@@ -130,7 +150,7 @@ class Links:
         """Take over the links that an earlier daemon pinned and whose interface is still there."""
         for mode in Attach:
             folder = self._folder / mode
-            _make_folder(folder)
+            make_folder(folder)
             for path in folder.iterdir():
                 fd = bpf.open_pin(str(path))
                 self._link_by_interface[_interface_of(path.name)] = _Link(fd, mode, path)
@@ -241,12 +261,3 @@ def _pin_of(interface: str) -> str:
 
 def _interface_of(pin: str) -> str:
     return pin.replace("%2E", ".").replace("%25", "%")
-
-
-def _make_folder(folder: Path) -> None:
-    try:
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    except OSError as error:
-        raise XdpError(
-            f"cannot make {folder}: {error.strerror}", hint="mount bpffs there: mount -t bpf bpf /sys/fs/bpf"
-        ) from error

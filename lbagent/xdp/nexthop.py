@@ -42,7 +42,7 @@ _POKES = 64  # at most so many each time: one broadcast per node and second whil
 _AGAIN_S = 30.0  # everything is asked anew this often, should an event have been lost
 _LONGEST_WAIT_S = 8.0  # between two pokes of a neighbour that does not answer
 
-NUD_REACHABLE, NUD_NOARP, NUD_PERMANENT = 0x02, 0x40, 0x80
+NUD_INCOMPLETE, NUD_REACHABLE, NUD_FAILED, NUD_NOARP, NUD_PERMANENT = 0x01, 0x02, 0x20, 0x40, 0x80
 NUD_VALID = 0xDE  # permanent, noarp, reachable, probe, stale, delay: there is a MAC to send to
 
 DEFAULT4, DEFAULT6 = "0.0.0.0", "::"
@@ -255,6 +255,20 @@ class NextHops:
         outcomes = ((address, self.facts.resolve(address)) for address in sorted(self._tracked))
         return {address: hop for address, hop in outcomes if isinstance(hop, NextHop)}
 
+    def concluded(self) -> frozenset[str]:
+        """Tracked addresses about which everything has been heard: reachable, or not."""
+        facts = self.facts
+
+        def is_heard(key: tuple[int, str]) -> bool:
+            neighbour = facts.neighbour_by_key.get(key)
+            return neighbour is not None and neighbour.state != NUD_INCOMPLETE
+
+        return frozenset(
+            address
+            for address in self._tracked & facts.ways_by_address.keys()
+            if all(map(is_heard, facts.neighbours_of(address)))
+        )
+
     def obstacle(self, address: str) -> str:
         """Why a tracked address cannot be reached, '' when it can."""
         outcome = self.facts.resolve(address)
@@ -407,6 +421,6 @@ class _Silence:
     wait_s: float
 
 
-def _usable(neighbour: Neighbour) -> tuple[bool, bytes]:
-    """What of a neighbour matters to a packet: whether and where."""
-    return bool(neighbour.state & NUD_VALID), neighbour.mac
+def _usable(neighbour: Neighbour) -> tuple[bool, bool, bytes]:
+    """What of a neighbour matters: whether it can be reached, whether we know it cannot, and where."""
+    return bool(neighbour.state & NUD_VALID), bool(neighbour.state & NUD_FAILED), neighbour.mac
