@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Start ExaBGP, and change its configuration while it runs. The same way for systemd, lab and demo.
 
-``prepare`` puts ``exabgp.conf`` and ``exabgp.env`` below ``paths.run`` and says how to start.
-``reload`` replaces them under a running ExaBGP. Both let ExaBGP judge the file first: a file that it
-refuses on reload would make it refuse every later one until it is restarted, and a missing one costs
-the relay.
+``install`` puts ``exabgp.conf`` and ``exabgp.env`` into a folder and says how to start ExaBGP; done
+again under a running ExaBGP and followed by SIGUSR1 (``reload``) it is a change of configuration.
+ExaBGP itself judges the files before they replace anything: after one reload of a file that it
+refuses it would refuse every later one too, and a missing file costs the relay.
 """
 
 import os
@@ -32,57 +32,54 @@ class Launch:
     environment: Mapping[str, str]
 
 
-def prepare(bgp: Bgp, paths: Paths, *, python: str = sys.executable) -> Launch:
-    """Write the files for ExaBGP and say how to start it. Raises BgpError, and then has replaced nothing."""
-    _install(bgp, paths, python=python)
-    env, conf = str(paths.run / "exabgp.env"), str(paths.run / "exabgp.conf")
-    argv = (python, "-I", "-m", "exabgp", "--env-file", env, "server", conf)
+def install(bgp: Bgp, paths: Paths, folder: Path, *, user: str = "", python: str = sys.executable) -> Launch:
+    """Write the files, whole or not at all. Raises BgpError, and then has replaced nothing.
+
+    ``user``: who ExaBGP becomes when it is started as root; default: whoever we are. ``python`` runs
+    ExaBGP and the relay.
+    """
+    password_by_peer = {peer.name: read_password(peer.password_file) for peer in bgp.peers if peer.password_file}
+    text_by_name = {
+        "exabgp.env": render.exabgp_env(bgp, user=user or pwd.getpwuid(os.geteuid()).pw_name),
+        "exabgp.conf": render.exabgp_conf(bgp, paths, python=python, password_by_peer=password_by_peer),
+    }
+    beside_by_name: dict[str, Path] = {}
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        for name, text in text_by_name.items():
+            beside_by_name[name] = _write_beside(folder / name, text)
+        _validate(python, env=beside_by_name["exabgp.env"], conf=beside_by_name["exabgp.conf"])
+        for name, beside in beside_by_name.items():
+            beside.replace(folder / name)
+    except OSError as error:
+        raise BgpError(f"ExaBGP's configuration cannot be written: {error}") from error
+    finally:
+        for beside in beside_by_name.values():
+            beside.unlink(missing_ok=True)
+    return command(folder, python=python)
+
+
+def command(folder: Path, *, python: str = sys.executable) -> Launch:
+    """How to start ExaBGP with the files in ``folder``."""
+    argv = (python, "-I", "-m", "exabgp", "--env-file", f"{folder}/exabgp.env", "server", f"{folder}/exabgp.conf")
     return Launch(argv=argv, environment=_environment())
 
 
-def reload(bgp: Bgp, paths: Paths, *, pid: int, python: str = sys.executable) -> None:
-    """Replace the files and tell the ExaBGP that is ``pid``. Raises BgpError, and then nothing has changed.
+def reload(pid: int) -> None:
+    """Tell ExaBGP to read its installed files again. Raises BgpError.
 
-    Call it when ExaBGP has been ready for a second and not twice within a second: the signal kills an
-    ExaBGP that has just been started. The Speaker reads every peer back afterwards (``reconfigure``).
+    Not within a second of its start (the signal would kill it) and not twice within a second. The
+    Speaker reads every peer back afterwards (``Speaker.reconfigure``).
     """
-    _install(bgp, paths, python=python)
     try:
         os.kill(pid, signal.SIGUSR1)
     except OSError as error:
         raise BgpError(f"ExaBGP ({pid}) cannot be told to reload: {error}") from error
 
 
-def execute(bgp: Bgp, paths: Paths) -> None:
-    """Become ExaBGP: the body of lbagent-bgp.service. Does not return."""
-    launch = prepare(bgp, paths)
-    os.execve(launch.argv[0], launch.argv, dict(launch.environment))
-
-
 def pid_of(epoch: str) -> int:
-    """The process behind an epoch, as the relay's hello names it (``SpeakerState.epoch``)."""
+    """The process behind an epoch, as ``SpeakerState.epoch`` names it."""
     return int(epoch.partition("-")[0])
-
-
-def _install(bgp: Bgp, paths: Paths, *, python: str) -> None:
-    password_by_peer = {peer.name: read_password(peer.password_file) for peer in bgp.peers if peer.password_file}
-    text_by_path = {
-        paths.run / "exabgp.env": render.exabgp_env(bgp, user=pwd.getpwuid(os.geteuid()).pw_name),
-        paths.run / "exabgp.conf": render.exabgp_conf(bgp, paths, python=python, password_by_peer=password_by_peer),
-    }
-    fresh: dict[Path, Path] = {}
-    try:
-        paths.run.mkdir(parents=True, exist_ok=True)
-        for path, text in text_by_path.items():
-            fresh[path] = _write_beside(path, text)
-        _validate(python, *fresh.values())
-        for path, beside in fresh.items():
-            beside.replace(path)
-    except OSError as error:
-        raise BgpError(f"ExaBGP's configuration cannot be written: {error}") from error
-    finally:
-        for beside in fresh.values():
-            beside.unlink(missing_ok=True)
 
 
 def _write_beside(path: Path, text: str) -> Path:
@@ -95,7 +92,7 @@ def _write_beside(path: Path, text: str) -> Path:
     return Path(name)
 
 
-def _validate(python: str, env: Path, conf: Path) -> None:
+def _validate(python: str, *, env: Path, conf: Path) -> None:
     argv = [python, "-I", "-m", "exabgp", "--env-file", str(env), "validate", "-nr", str(conf)]
     try:
         done = subprocess.run(

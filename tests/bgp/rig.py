@@ -64,7 +64,7 @@ class Rig:
         return self.paths.run / "exabgp.log"
 
     def start_exabgp(self) -> None:
-        how = launch.prepare(self.bgp, self.paths)
+        how = launch.install(self.bgp, self.paths, self.paths.run)
         with self.log.open("ab") as log:
             self.exabgp = subprocess.Popen(
                 self.lb.command(*how.argv), env=how.environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log
@@ -129,7 +129,10 @@ def is_synced(speaker: Speaker) -> Callable[[], bool]:
     return look
 
 
+_WITH_KEEPALIVES = ("keepalivesRecv", "totalRecv")
+
+
 def received(frr: Frr, neighbor: str = LB4) -> dict[str, int]:
     """BGP messages FRR received from us, by type, without keepalives."""
     counters = frr.json(f"show bgp neighbors {neighbor}")[neighbor]["messageStats"]
-    return {key: value for key, value in counters.items() if key.endswith("Recv") and "keepalive" not in key}
+    return {key: value for key, value in counters.items() if key.endswith("Recv") and key not in _WITH_KEEPALIVES}
