@@ -17,12 +17,13 @@ from lbagent import __version__, config, log
 from lbagent.agent import state, views
 from lbagent.agent.apply import Writer
 from lbagent.agent.control import Arguments, Control, Verb
+from lbagent.agent.drain import Drain, Phase
 from lbagent.agent.http import Pages
 from lbagent.agent.loop import PERIOD_S, Loop, Pass
-from lbagent.agent.targets import Cluster, Kernel, Speaker
+from lbagent.agent.targets import Cluster, Count, Kernel, Speaker
 from lbagent.agent.world import Clocks, World
 from lbagent.errors import ConfigError, ControlError
-from lbagent.metrics import Metrics
+from lbagent.metrics import Metrics, Traffic
 from lbagent.model.route import SessionState
 from lbagent.notify import Notifier
 
@@ -30,6 +31,8 @@ _log = log.get("agent")
 
 SAVE_EVERY_S = 5.0
 SNAPSHOT_FILE = "snapshot.json"
+DRAIN_FILE = "drain.json"
+DRAIN_LOOK_S = 0.5
 
 
 class Agent:
@@ -65,6 +68,8 @@ class Agent:
             clocks=clocks,
             stored=_stored(settings.paths.state / SNAPSHOT_FILE),
         )
+        self._drain = Drain(settings.paths.state / DRAIN_FILE, settings.bgp.drain, now=clocks.monotonic())
+        self._take_phase()
         self._writer = Writer(kernel=kernel, speaker=speaker, cluster=cluster, world=self._world, metrics=metrics)
         self._loop = Loop(
             world=self._world,
@@ -107,6 +112,7 @@ class Agent:
                     "writer": self._writer.run(),
                     "loop": self._loop.run(),
                     "memory": self._save_for_ever(),
+                    "drain": self._drain_for_ever(),
                 }.items()
             ]
             await stop.wait()
@@ -114,6 +120,38 @@ class Agent:
             _log.info("agent stopping", forwarding="stays", routes="stay")
             for task in tasks:
                 task.cancel()
+
+    # --- leaving and coming back -----------------------------------------------------------------
+
+    def _take_phase(self) -> None:
+        """Let the plan know how far this host has left."""
+        self._world.draining = self._drain.phase is Phase.OUT
+        self._world.softening = self._drain.policy if self._drain.phase is Phase.SOFTENING else None
+
+    async def _drain_for_ever(self) -> None:
+        while True:
+            await asyncio.sleep(DRAIN_LOOK_S)
+            if self._drain.phase is not Phase.SOFTENING:
+                continue
+            packets = sum(count.packets for count in self._kernel.counters().backends.values())
+            if self._drain.advance(now=self._clocks.monotonic(), packets=packets):
+                _log.info("host drained", routes="withdrawn", forwarding="stays")
+                self._take_phase()
+                self.wake()
+
+    async def _leave(self, _arguments: Arguments) -> Any:
+        self._drain.begin(self._clocks.monotonic())
+        return self._phase_changed()
+
+    async def _come_back(self, _arguments: Arguments) -> Any:
+        self._drain.end(self._clocks.monotonic())
+        return self._phase_changed()
+
+    def _phase_changed(self) -> Any:
+        self._take_phase()
+        self.wake()
+        _log.info("drain changed", phase=self._drain.phase.value)
+        return self._drain.progress(self._clocks.monotonic())
 
     # --- after each pass ------------------------------------------------------------------------
 
@@ -162,6 +200,10 @@ class Agent:
         if last is None:
             return
         self._metrics.services(views.counts(last))
+        tally = self._kernel.counters()
+        self._metrics.verdicts({str(verdict): _traffic(count) for verdict, count in tally.verdicts.items()})
+        self._metrics.vips({str(vip): _traffic(count) for vip, count in tally.vips.items()})
+        self._metrics.backends({address: _traffic(count) for address, count in tally.backends.items()})
         self._metrics.attached(last.attached)
         self._metrics.programmed(vips=len(last.kernel.forwards), proven=len(last.observed.proven))
         pools = views.pools(last)
@@ -208,6 +250,8 @@ class Agent:
         verbs["explain"] = Verb(answer=self._explain)
         verbs["diff"] = Verb(answer=partial(self._show, views.diff))
         verbs["snapshot"] = Verb(answer=self._snapshot)
+        verbs["drain"] = Verb(answer=self._leave, changes=True)
+        verbs["undrain"] = Verb(answer=self._come_back, changes=True)
         verbs["reload"] = Verb(answer=self._reload, changes=True)
         return verbs
 
@@ -242,6 +286,7 @@ class Agent:
             "lease": "held by this host" if self._cluster.holds_lease(now) else "held by another host, or by nobody",
             "api_age_s": round(self._cluster.age_s, 1),
             "from_memory": self._world.from_memory,
+            "drain": self._drain.progress(now),
             "xdp": dict(kernel.attached),
             "peers": views.peers(speaker.peers, now),
             "services": views.counts(last) if last else {},
@@ -294,6 +339,10 @@ class Agent:
 
 
 _FIXED_SECTIONS = ("host", "kubernetes", "bgp", "xdp", "http", "paths", "log")
+
+
+def _traffic(count: Count) -> Traffic:
+    return Traffic(packets=count.packets, bytes=count.bytes)
 
 
 def _stored(path: Path) -> Any:

@@ -6,7 +6,7 @@ tests hold the fakes against the real things. Methods without ``async`` return a
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 from lbagent.errors import LbagentError
 from lbagent.model.pool import Assignment
@@ -38,6 +38,26 @@ class KernelState(Protocol):
     def obstacles(self) -> Mapping[str, str]: ...
 
 
+class Count(Protocol):
+    """Since the maps were made; survives daemons."""
+
+    @property
+    def packets(self) -> int: ...
+    @property
+    def bytes(self) -> int: ...
+
+
+class Tally(Protocol):
+    """Counters by their own names. ``backends`` is by node address."""
+
+    @property
+    def verdicts(self) -> Mapping[Any, Count]: ...
+    @property
+    def vips(self) -> Mapping[Vip, Count]: ...
+    @property
+    def backends(self) -> Mapping[str, Count]: ...
+
+
 class Kernel(Protocol):
     """The XDP forwarder (lbagent.xdp.forwarder)."""
 
@@ -59,6 +79,9 @@ class Kernel(Protocol):
 
     def prove(self, vips: Sequence[Vip]) -> Mapping[Vip, str]:
         """Run a synthetic packet for each; '' when it reached an active backend."""
+
+    def counters(self) -> Tally:
+        """What was forwarded and dropped."""
 
     async def run(self, changed: Changed) -> None:
         """Follow links and neighbours for ever."""

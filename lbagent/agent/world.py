@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from lbagent import log
 from lbagent.agent.targets import Cluster, Kernel
 from lbagent.model.pool import Assignment, Reservation
+from lbagent.model.route import PathPolicy
 from lbagent.model.service import Service, ServiceKey
 from lbagent.model.state import ProbeTarget, Pulse, Settings, Snapshot
 from lbagent.model.vip import Vip
@@ -43,6 +44,7 @@ class World:
         self.settings = settings
         self.clocks = clocks
         self.draining = False
+        self.softening: PathPolicy | None = None
         self.health: dict[ProbeTarget, Pulse] = {}
         self.unproven: Mapping[Vip, str] = {}
         self.pending: dict[ServiceKey, Assignment] = {}
@@ -93,6 +95,7 @@ class World:
             known,
             host=self.host,
             draining=self.draining,
+            softening=self.softening,
             health=dict(self.health),
             unreachable=tracked - self._kernel.reachable,
             unproven=dict(self.unproven),

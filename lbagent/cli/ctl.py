@@ -130,6 +130,7 @@ def _status(result: Any) -> str:
         "state": "fine" if result["ok"] else "; ".join(f"{k}: {v}" for k, v in result["problems"].items()),
         "lease": result["lease"],
         "api": "from memory of an earlier life" if result["from_memory"] else f"answered {result['api_age_s']} s ago",
+        "drain": result["drain"],
         "xdp": result["xdp"],
         "services": result["services"],
         "vips": result["vips"],
@@ -202,3 +203,35 @@ def reload(ctx: click.Context) -> None:
             "reloaded" + (f"; restart lbagent for: {', '.join(r['needs_restart'])}" if r["needs_restart"] else "")
         ),
     )
+
+
+@main.command()
+@click.option("--wait", is_flag=True, help="Return when the routes are withdrawn.")
+@click.pass_context
+def drain(ctx: click.Context, wait: bool) -> None:
+    """Leave: announce with graceful-shutdown, wait until quiet, then withdraw. Forwarding goes on."""
+    result = _answer(ctx, "drain", _phase)
+    while wait and not _is_gone(ctx):
+        time.sleep(0.5)
+    if wait and result["phase"] != "out":
+        click.echo("drained", err=True)
+
+
+def _is_gone(ctx: click.Context) -> bool:
+    try:
+        status = ask(ctx.obj[0], "status", {})
+    except (_Unreachable, _Refused) as error:
+        click.echo(f"lbctl: {error}", err=True)
+        sys.exit(UNREACHABLE if isinstance(error, _Unreachable) else FAILED)
+    return status["drain"]["phase"] == "out" and not status["routes"]["announced"]
+
+
+@main.command()
+@click.pass_context
+def undrain(ctx: click.Context) -> None:
+    """Come back: announce again what this host forwards."""
+    _answer(ctx, "undrain", _phase)
+
+
+def _phase(result: Any) -> str:
+    return f"drain phase: {result['phase']} for {result['for_s']} s"

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What BGP carries: Route and its PathPolicy; Peer and what a session looks like now."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
 
@@ -19,6 +19,16 @@ class PathPolicy:
     med: int | None = None
     prepend: int = 0
     peers: tuple[str, ...] = ()
+
+    def softened(self, by: "PathPolicy") -> "PathPolicy":
+        """Made less attractive: communities united, numbers of ``by`` win, prepends add up."""
+        return replace(
+            self,
+            communities=tuple(sorted({*self.communities, *by.communities})),
+            local_preference=self.local_preference if by.local_preference is None else by.local_preference,
+            med=self.med if by.med is None else by.med,
+            prepend=self.prepend + by.prepend,
+        )
 
 
 @dataclass(frozen=True, slots=True, order=True, kw_only=True)

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from lbagent.model.pool import Assignment, Pool, Reservation
 from lbagent.model.reason import Judgement
-from lbagent.model.route import PeerState, Route
+from lbagent.model.route import PathPolicy, PeerState, Route
 from lbagent.model.service import Endpoint, Node, Service, ServiceKey
 from lbagent.model.vip import Forward, Mode, Ring, Vip
 
@@ -71,7 +71,8 @@ class Snapshot:
     host: str = ""
     listed: bool = False
     is_leader: bool = False
-    draining: bool = False
+    draining: bool = False  # this host announces nothing
+    softening: PathPolicy | None = None  # this host is about to leave: laid over every route
     settings: Settings = field(default_factory=Settings)
     services: Mapping[ServiceKey, Service] = field(default_factory=dict)
     endpoints: Mapping[ServiceKey, tuple[Endpoint, ...]] = field(default_factory=dict)

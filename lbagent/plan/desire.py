@@ -10,7 +10,7 @@ with and without it the answer is equal (tests/plan/test_desire.py holds it to t
 """
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from lbagent.model.pool import Assignment
 from lbagent.model.reason import Judgement, Reason
@@ -179,6 +179,8 @@ def desire(snapshot: Snapshot, memory: Memory | None = None) -> Desired:
         judgements[key] = _judge(facts, holdings[key], verdicts.get(key), served)
     if snapshot.draining:
         routes = {}
+    elif snapshot.softening:
+        routes = {replace(r, policy=r.policy.softened(snapshot.softening)): vips for r, vips in routes.items()}
     _overlay(judgements, snapshot, forwards, routes)
     return Desired(
         assignments=assignments,

@@ -23,6 +23,7 @@ STATUS = {
     "lease": "held by this host",
     "api_age_s": 0.4,
     "from_memory": False,
+    "drain": {"phase": "in", "for_s": 3.0},
     "xdp": {"eth0": "native", "eth1": "native"},
     "peers": [
         {"peer": "tor1", "address": "10.0.1.2", "session": "up", "for_s": 12.5, "flaps": 0, "hold_time_s": 9, "sent": 1,
@@ -39,6 +40,7 @@ host       lb1 (lbagent 0.1.0)
 state      fine
 lease      held by this host
 api        answered 0.4 s ago
+drain      phase=in for_s=3
 xdp        eth0=native eth1=native
 services   no_pool=1 satisfied=2
 vips       wanted=3 programmed=3 proven=3

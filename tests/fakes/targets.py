@@ -25,6 +25,19 @@ class FakeKernelState:
     obstacles: Mapping[str, str] = field(default_factory=dict)
 
 
+@dataclass(frozen=True, kw_only=True)
+class FakeCount:
+    packets: int = 0
+    bytes: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class FakeTally:
+    verdicts: Mapping[str, FakeCount] = field(default_factory=dict)
+    vips: Mapping[Vip, FakeCount] = field(default_factory=dict)
+    backends: Mapping[str, FakeCount] = field(default_factory=dict)
+
+
 class FakeKernel:
     """Holds Forwards in a dict. ``broken`` Vips fail their proof, ``fails`` makes every change raise."""
 
@@ -74,6 +87,9 @@ class FakeKernel:
 
     def prove(self, vips: Sequence[Vip]) -> Mapping[Vip, str]:
         return {vip: self.broken.get(vip, "" if vip in self.forwards else "not programmed") for vip in vips}
+
+    def counters(self) -> FakeTally:
+        return FakeTally(vips={vip: FakeCount(packets=1, bytes=64) for vip in self.forwards})
 
     async def run(self, changed: Callable[[], None]) -> None:
         await asyncio.Event().wait()
