@@ -29,7 +29,7 @@ class Stage:
 
     def say(self, *lines: str) -> None:
         for line in lines:
-            for part in line.splitlines() or [""]:
+            for part in line.expandtabs(4).splitlines() or [""]:
                 print(f"      {part}".rstrip(), file=self.out, flush=True)
 
     def show(self, word: str, value: object) -> None:

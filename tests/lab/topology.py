@@ -169,6 +169,9 @@ class Topology:
                 # A next hop without carrier takes no traffic, even before BGP knows.
                 "net/ipv4/conf/all/ignore_routes_with_linkdown": "1",
                 "net/ipv6/conf/all/ignore_routes_with_linkdown": "1",
+                # The lab counts what clients are told; a rate limit would turn "no route" into silence.
+                "net/ipv4/icmp_ratelimit": "0",
+                "net/ipv6/icmp/ratelimit": "0",
             }
         )
         self._plug_into_segment(self.tor, TOR_NODES, port="tor")
