@@ -201,7 +201,7 @@ class Agent:
             return
         self._metrics.services(views.counts(last))
         tally = self._kernel.counters()
-        self._metrics.verdicts({str(verdict): _traffic(count) for verdict, count in tally.verdicts.items()})
+        self._metrics.verdicts({verdict.word: _traffic(count) for verdict, count in tally.verdicts.items()})
         self._metrics.vips({str(vip): _traffic(count) for vip, count in tally.vips.items()})
         self._metrics.backends({address: _traffic(count) for address, count in tally.backends.items()})
         self._metrics.attached(last.attached)
