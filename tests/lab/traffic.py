@@ -106,14 +106,12 @@ async def get(address: str, port: int, *, timeout_s: float = 2.0, path: str = "/
     sent_s = time.monotonic()
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
     loop = asyncio.get_running_loop()
-    source_port = retransmits = 0
     error, answer = "", {}
     with socket.socket(family, socket.SOCK_STREAM) as sock:
         sock.setblocking(False)
         try:
             async with asyncio.timeout(timeout_s):
                 await loop.sock_connect(sock, (address, port))
-                source_port = sock.getsockname()[1]
                 await loop.sock_sendall(sock, f"GET {path} HTTP/1.1\r\nHost: lab\r\nConnection: close\r\n\r\n".encode())
                 answer = json.loads(await _body(loop, sock))
         except TimeoutError:
@@ -122,9 +120,9 @@ async def get(address: str, port: int, *, timeout_s: float = 2.0, path: str = "/
             error = os.strerror(problem.errno) if problem.errno else repr(problem)  # asyncio words it differently
         except ValueError as problem:
             error = f"not an answer: {problem}"
-        if source_port:
-            numbers = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, TCP_INFO_TOTAL_RETRANS + 4)
-            (retransmits,) = struct.unpack_from("=I", numbers, TCP_INFO_TOTAL_RETRANS)
+        source_port = sock.getsockname()[1]
+        numbers = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, TCP_INFO_TOTAL_RETRANS + 4)
+        (retransmits,) = struct.unpack_from("=I", numbers, TCP_INFO_TOTAL_RETRANS)
     return Request(
         sent_s=sent_s,
         duration_s=time.monotonic() - sent_s,
