@@ -117,7 +117,8 @@ def paths(routes: Iterable[Route], neighbor: Neighbor) -> dict[str, Attributes]:
 def _attributes(policy: PathPolicy, next_hop: str, family: int, neighbor: Neighbor) -> Attributes:
     preference = policy.local_preference
     # ExaBGP takes the AS path as the whole path: on eBGP our own AS comes first even without prepending.
-    repeat = policy.prepend + (0 if neighbor.is_internal else 1)
+    # On iBGP nothing is prepended: a router refuses a path that holds its own AS.
+    repeat = 0 if neighbor.is_internal else 1 + policy.prepend
     return Attributes(
         next_hop=next_hop or neighbor.next_hop_by_family[family],
         as_path=(neighbor.local_as,) * repeat,
@@ -157,7 +158,7 @@ def _route(prefix: str, holders: list[tuple[Neighbor, Attributes]], neighbors: l
             communities=tuple(sorted(WORD_BY_NUMBER.get(text, text) for text in attributes.communities)),
             local_preference=None if preference == DEFAULT_LOCAL_PREFERENCE else preference,
             med=attributes.med,
-            prepend=max(0, len(attributes.as_path) - (0 if neighbor.is_internal else 1)),
+            prepend=max(0, *(len(attributes.as_path) - 1 for _, attributes in holders)),
             peers=() if names == could else tuple(sorted(names)),
         ),
     )
