@@ -108,7 +108,8 @@ def make_range(text: str) -> AddressRange:
 
     if "-" in text:
         first, last = (parse_address(part) for part in text.split("-"))
-        assert first and last
+        assert first
+        assert last
         return AddressRange(first[0], first[1], last[1])
     network = ipaddress.ip_network(text)
     return AddressRange(network.version, int(network.network_address), int(network.broadcast_address))

@@ -12,7 +12,7 @@ All hosts come to the same answer from the same Snapshot; only the lease holder 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from lbagent.model.pool import Assignment, Pool
+from lbagent.model.pool import Assignment, Pool, Reservation
 from lbagent.model.reason import Judgement, Reason
 from lbagent.model.service import Service, ServiceKey, TrafficPolicy
 from lbagent.model.state import Settings, Snapshot
@@ -183,6 +183,7 @@ class Ledger:
         self._addresses_by_namespace: dict[str, set[str]] = {}
         self._by_sharing_key: dict[str, list[Held]] = {}
         self._cursors: dict[tuple[str, int], Cursor] = {}
+        self._blocked = {family: _Union(self._taken[family], self._cooling[family]) for family in (4, 6)}
         for address, key in others.items():
             parsed = parse_address(address)
             if parsed:
@@ -192,21 +193,29 @@ class Ledger:
             for item in holding.held:
                 self.take(key, item)
             for address in (*holding.surplus, *(address for address, _ in holding.lost)):
-                parsed = parse_address(address)  # still written in the status: nobody's yet
-                if parsed:
-                    self._cooling[parsed[0]].setdefault(parsed[1], key)
-        for key, assignment in snapshot.pending.items():
-            for item in _pending(assignment, pools):
-                if key in snapshot.services and key not in self._holders.get(item.address, ()):
+                self._cool(address, key)  # still written in the status: nobody's yet
+        self._expect(snapshot.pending)
+        self._reserve(snapshot.reservations, snapshot.wall)
+
+    def _expect(self, pending: Mapping[ServiceKey, Assignment]) -> None:
+        for key, assignment in pending.items():
+            for item in _pending(assignment, self.pools):
+                if key in self._services and key not in self._holders.get(item.address, ()):
                     self.take(key, item)
-        for reservation in snapshot.reservations.values():
+
+    def _reserve(self, reservations: Mapping[str, Reservation], wall: float) -> None:
+        for reservation in reservations.values():
             parsed = parse_address(reservation.address)
-            if parsed is None:
+            if parsed is None or reservation.address in self._holders:
                 continue
             self._sticky.setdefault(reservation.service, []).append(parsed)
-            if 0 <= snapshot.wall - reservation.released < self._settings.cool_down_s:
-                self._cooling[parsed[0]][parsed[1]] = reservation.service
-        self._blocked = {family: _Union(self._taken[family], self._cooling[family]) for family in (4, 6)}
+            if 0 <= wall - reservation.released < self._settings.cool_down_s:
+                self._cool(reservation.address, reservation.service)
+
+    def _cool(self, address: str, key: ServiceKey) -> None:
+        parsed = parse_address(address)
+        if parsed:
+            self._cooling[parsed[0]].setdefault(parsed[1], key)
 
     def take(self, key: ServiceKey, item: Held) -> None:
         """Note that a Service has an address."""
@@ -214,8 +223,16 @@ class Ledger:
         self._taken[item.family].add(item.value)
         self._addresses_by_namespace.setdefault(key.namespace, set()).add(item.address)
         sharing_key = requests.read(self._services[key]).sharing_key
-        if sharing_key:
+        if sharing_key and not self._services[key].deleting:
             self._by_sharing_key.setdefault(sharing_key, []).append(item)
+
+    def leave(self, key: ServiceKey, item: Held) -> None:
+        """Note that a Service moves away from an address: nobody joins it there any more."""
+        if self._holders[item.address] == [key]:
+            self._cooling[item.family].setdefault(item.value, key)
+            for items in self._by_sharing_key.values():
+                if item in items:
+                    items.remove(item)
 
     def give_back(self, key: ServiceKey, item: Held) -> None:
         """Undo a ``take``."""
@@ -289,6 +306,11 @@ class Ledger:
         refusal = _refused_by(service, [self._services[key] for key in holders])
         if refusal:
             return Judgement(reason=refusal.reason, detail=f"{item.address}: {refusal.detail}")
+        leaving = [key for key in holders if self._services[key].deleting]
+        if leaving and len(leaving) == len(holders):
+            return Judgement(
+                reason=Reason.COOLING_DOWN, detail=f"{item.address}, of {leaving[0]}, which is being deleted"
+            )
         cooling = self._cooling[item.family].get(item.value)
         if cooling is not None and cooling != service.key and not holders:
             return Judgement(reason=Reason.COOLING_DOWN, detail=f"{item.address}, lately of {cooling}")
@@ -425,6 +447,9 @@ def _accept(draft: _Draft, ledger: Ledger, family: int, found: Held | Judgement)
 
 def _give(draft: _Draft, ledger: Ledger, item: Held) -> None:
     """The old address, if any, stays taken for this pass: packets still come for it."""
+    former = draft.by_family.get(item.family)
+    if former:
+        ledger.leave(draft.service.key, former)
     ledger.take(draft.service.key, item)
     draft.by_family[item.family] = item
     draft.fresh.append(item)

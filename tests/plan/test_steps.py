@@ -1,15 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 from dataclasses import replace
+from random import Random
 
+import pytest
 from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from lbagent.model.state import Desired, Observed, Snapshot
 from lbagent.model.step import Announce, Assign, Program, Release, Report, Step, Unprogram, Withdraw
 from lbagent.plan.desire import desire
 from lbagent.plan.steps import steps
 from tests.builders import make_pool, make_service, make_settings, make_snapshot, make_vip
-from tests.plan.worlds import Targets, snapshots
+from tests.plan.worlds import Pick, Targets, a_snapshot, picks, snapshots, some
 
 PASSES = 12
 
@@ -35,49 +36,54 @@ def settle(targets: Targets, snapshot: Snapshot) -> tuple[object, ...]:
     raise AssertionError(f"still busy after {PASSES} passes: {todo}")
 
 
-worlds = st.lists(snapshots(), min_size=1, max_size=3)
-
-
 def arrive(targets: Targets, snapshot: Snapshot) -> None:
     """A new state of the cluster: what was written to statuses is overruled."""
     targets.services = dict(snapshot.services)
 
 
-@settings(max_examples=300, deadline=None)
-@given(
-    history=worlds,
-    last=snapshots(),
-    cuts=st.lists(st.integers(0, 12), min_size=3, max_size=3),
-    late=st.booleans(),
-    data=st.data(),
-)
-def test_every_prefix_is_safe_and_planning_again_from_it_ends_in_the_same_place(
-    history, last, cuts, late, data
-) -> None:
-    targets = Targets(late=late)
-    for snapshot, cut in zip(history, cuts, strict=False):
+def check_every_prefix(pick: Pick) -> None:
+    """A history of interrupted passes, then a world whose plan is interrupted everywhere."""
+    targets = Targets(late=pick([False, True]))
+    for _ in range(pick(range(1, 4))):
+        snapshot = a_snapshot(pick)
         arrive(targets, snapshot)
-        one_pass(targets, snapshot, stop_after=cut)
-        targets.tick(data.draw(st.sampled_from([0.0, 0.1, 1.0])))
-        one_pass(targets, snapshot, stop_after=cut)
+        one_pass(targets, snapshot, stop_after=pick(range(12)))
+        targets.tick(pick([0.0, 0.1, 1.0]))
+        one_pass(targets, snapshot, stop_after=pick(range(12)))
+    last = a_snapshot(pick)
     arrive(targets, last)
     candidates = sorted(desire(targets.see(last)).forwards)
-    targets.broken = (
-        frozenset(data.draw(st.lists(st.sampled_from(candidates), max_size=1))) if candidates else frozenset()
-    )
+    targets.broken = frozenset(some(pick, candidates, 1))
     seen = targets.see(last)
-    todo = list(steps(targets.observed(), desire(seen), seen))
+    desired = desire(seen)
+    todo = list(steps(targets.observed(), desired, seen))
     places = []
     for length in range(len(todo) + 1):
         interrupted = targets.copy()
         for step in todo[:length]:
-            interrupted.perform(step, desire(seen))
+            interrupted.perform(step, desired)
         places.append(settle(interrupted, last))
     for length, place in enumerate(places):
         assert place == places[-1], f"interrupted after {length} of {[type(step).__name__ for step in todo]}"
 
 
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=150, deadline=None)
+@given(pick=picks())
+def test_every_prefix_is_safe_and_planning_again_from_it_ends_in_the_same_place(pick: Pick) -> None:
+    check_every_prefix(pick)
+
+
+@pytest.mark.parametrize("first", range(0, 3000, 500))
+def test_thousands_of_random_worlds_are_safe_after_every_prefix(first: int) -> None:
+    for seed in range(first, first + 500):
+        try:
+            check_every_prefix(Random(seed).choice)
+        except AssertionError as error:
+            error.add_note(f"world {seed}")
+            raise
+
+
+@settings(max_examples=100, deadline=None)
 @given(snapshot=snapshots(), drift=snapshots())
 def test_whatever_the_targets_hold_the_end_is_what_is_desired(snapshot: Snapshot, drift: Snapshot) -> None:
     targets = Targets(services=dict(drift.services))
@@ -89,7 +95,7 @@ def test_whatever_the_targets_hold_the_end_is_what_is_desired(snapshot: Snapshot
     assert set(targets.routes.values()) == set(desired.routes)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(snapshot=snapshots())
 def test_a_settled_world_needs_no_step_but_reports(snapshot: Snapshot) -> None:
     targets = Targets(services=dict(snapshot.services))
@@ -157,7 +163,7 @@ def test_a_replaced_port_is_forgotten_only_after_the_new_one_is_proven() -> None
     moved = make_snapshot([make_service(ports=(443,), status=["198.51.100.1"])])
     targets.services = dict(moved.services)
     assert [type(step) for step in one_pass(targets, moved)] == [Program]
-    assert one_pass(targets, moved) == [step for step in [Unprogram(vips=(make_vip(),))]]
+    assert one_pass(targets, moved) == [Unprogram(vips=(make_vip(),))]
 
 
 def test_an_announced_vip_that_fails_its_proof_is_withdrawn() -> None:

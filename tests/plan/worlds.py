@@ -2,7 +2,9 @@
 """Random clusters, and targets that perform Steps: the stage of the property tests."""
 
 import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from hypothesis import strategies as st
 
@@ -14,7 +16,6 @@ from lbagent.model.step import Announce, Assign, Program, Release, Report, Step,
 from lbagent.model.vip import Forward, Vip
 from tests.builders import (
     make_endpoint,
-    make_key,
     make_node,
     make_pool,
     make_port,
@@ -27,64 +28,70 @@ ADDRESSES = ["198.51.100.1", "198.51.100.2", "198.51.100.3", "203.0.113.9", "200
 POOLS = (make_pool("small", "198.51.100.1-198.51.100.4"), make_pool("six", "2001:db8::/64"))
 
 
-@st.composite
-def services(draw: st.DrawFn, name: str) -> Service:
+Pick = Callable[[Sequence[Any]], Any]
+"""Chooses one of several: hypothesis, which can shrink what it chose, or a seeded random, which is fast."""
+
+
+def some(pick: Pick, options: Sequence[Any], most: int) -> list[Any]:
+    """Up to ``most`` different ones."""
+    left, chosen = list(options), []
+    for _ in range(pick(range(min(most, len(left)) + 1))):
+        chosen.append(pick(left))
+        left.remove(chosen[-1])
+    return chosen
+
+
+def a_service(pick: Pick, name: str) -> Service:
     """A Service that may hold addresses, share them, be deleted, or be none of ours."""
-    families = draw(st.sampled_from([(4,), (4,), (6,), (4, 6), (6, 4)]))
-    policy = draw(st.sampled_from(["SingleStack", "PreferDualStack", "RequireDualStack"]))
-    ports = draw(
-        st.lists(
-            st.sampled_from([(80, "TCP"), (443, "TCP"), (80, "UDP"), (9, "SCTP")]), min_size=1, max_size=3, unique=True
-        )
-    )
+    families = pick([(4,), (4,), (6,), (4, 6), (6, 4)])
+    ports = some(pick, [(80, "TCP"), (443, "TCP"), (80, "UDP"), (9, "SCTP")], 3) or [(80, "TCP")]
     annotations = {}
-    if draw(st.booleans()):
-        annotations["lbagent.io/allow-shared-ip"] = draw(st.sampled_from(["one", "two"]))
-    if draw(st.integers(0, 3)) == 0:
-        annotations["lbagent.io/load-balancer-ips"] = draw(st.sampled_from(ADDRESSES))
-    node_ports = draw(st.sampled_from([None, None, None, 0]))
+    if pick([False, True]):
+        annotations["lbagent.io/allow-shared-ip"] = pick(["one", "two"])
+    if pick(range(4)) == 3:
+        annotations["lbagent.io/load-balancer-ips"] = pick(ADDRESSES)
+    node_port = pick([None, None, None, 0])
     return make_service(
         name,
-        ports=[make_port(port, protocol=protocol, node_port=node_ports) for port, protocol in ports],
-        status=draw(st.lists(st.sampled_from(ADDRESSES), max_size=2, unique=True)),
-        policy=draw(st.sampled_from(["Cluster", "Local"])),
+        ports=[make_port(port, protocol=protocol, node_port=node_port) for port, protocol in ports],
+        status=some(pick, ADDRESSES, 2),
+        policy=pick(["Cluster", "Local"]),
         families=families,
-        family_policy=policy if len(families) == 2 else "SingleStack",
-        created=draw(st.integers(0, 3)),
+        family_policy=pick(["PreferDualStack", "RequireDualStack"]) if len(families) == 2 else "SingleStack",
+        created=pick(range(4)),
         annotations=annotations,
-        deleting=draw(st.integers(0, 5)) == 0,
-        type=draw(st.sampled_from(["LoadBalancer"] * 5 + ["ClusterIP"])),
-        load_balancer_class=draw(st.sampled_from([None, None, None, "lbagent.io/lbagent", "other.io/lb"])),
+        deleting=pick(range(6)) == 5,
+        type=pick(["LoadBalancer"] * 5 + ["ClusterIP"]),
+        load_balancer_class=pick([None, None, None, "lbagent.io/lbagent", "other.io/lb"]),
     )
 
 
-@st.composite
-def snapshots(draw: st.DrawFn, is_leader: bool = True) -> Snapshot:
+CONDITIONS: list[dict[str, bool]] = [{}, {}, {"ready": False, "serving": True, "terminating": True}, {"ready": False}]
+
+
+def a_snapshot(pick: Pick, *, is_leader: bool = True) -> Snapshot:
     """A small listed cluster."""
-    names = draw(st.lists(st.sampled_from(["a", "b", "c", "d", "e"]), max_size=5, unique=True))
-    chosen = [draw(services(name)) for name in names]
     nodes = [
         make_node(
             name,
-            labels=draw(st.sampled_from([{}, {}, {"node.kubernetes.io/exclude-from-external-load-balancers": ""}])),
-            taints=draw(st.sampled_from([(), (), ("ToBeDeletedByClusterAutoscaler",)])),
+            labels=pick([{}, {}, {"node.kubernetes.io/exclude-from-external-load-balancers": ""}]),
+            taints=pick([(), (), ("ToBeDeletedByClusterAutoscaler",)]),
         )
-        for name in draw(st.lists(st.sampled_from(["node1", "node2", "node3"]), max_size=3, unique=True))
+        for name in some(pick, ["node1", "node2", "node3"], 3)
     ]
+    chosen = [a_service(pick, name) for name in some(pick, ["a", "b", "c", "d", "e"], 5)]
     endpoints = {
-        name: [
+        service.key.name: [
             make_endpoint(
-                draw(st.sampled_from(["node1", "node2", "node3", ""])),
+                pick(["node1", "node2", "node3", ""]),
                 f"10.244.0.{number}" if family == 4 else f"fd00:244::{number}",
                 family=family,
-                **draw(
-                    st.sampled_from([{}, {}, {"ready": False, "serving": True, "terminating": True}, {"ready": False}])
-                ),
+                **pick(CONDITIONS),
             )
-            for number in range(draw(st.integers(0, 3)))
+            for number in range(pick(range(4)))
             for family in (4, 6)
         ]
-        for name in names
+        for service in chosen
     }
     return make_snapshot(
         chosen,
@@ -92,9 +99,21 @@ def snapshots(draw: st.DrawFn, is_leader: bool = True) -> Snapshot:
         endpoints=endpoints,
         settings=make_settings(*POOLS, settle_s=0.5),
         is_leader=is_leader,
-        draining=draw(st.integers(0, 9)) == 0,
-        unreachable=frozenset(draw(st.lists(st.sampled_from(["10.0.0.1", "fd00::1"]), max_size=1))),
+        draining=pick(range(10)) == 9,
+        unreachable=frozenset(some(pick, ["10.0.0.1", "fd00::1"], 1)),
     )
+
+
+@st.composite
+def picks(draw: st.DrawFn) -> Pick:
+    """Hypothesis chooses."""
+    return lambda options: draw(st.sampled_from(options))
+
+
+@st.composite
+def snapshots(draw: st.DrawFn) -> Snapshot:
+    """A small listed cluster, chosen by hypothesis."""
+    return a_snapshot(draw(picks()))
 
 
 @dataclass
@@ -210,6 +229,3 @@ class Targets:
     def place(self) -> tuple[object, ...]:
         """Where the targets have come to, without time."""
         return self.forwards, self.routes, {k: s.ingress for k, s in self.services.items()}
-
-
-__all__ = ["Targets", "make_key", "services", "snapshots"]
