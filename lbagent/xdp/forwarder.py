@@ -21,7 +21,7 @@ from lbagent.errors import XdpError
 from lbagent.model.vip import Forward, Ring, Vip
 from lbagent.xdp import bpf, maps, pins, proof, snat, testrun
 from lbagent.xdp.bpf import KernelRefused
-from lbagent.xdp.compile import Bytecode, build
+from lbagent.xdp.compile import build
 from lbagent.xdp.counters import Count, Counters
 from lbagent.xdp.link import Links, Programs, interface_mtu
 from lbagent.xdp.nexthop import DEFAULT4, DEFAULT6, NextHop, NextHops
@@ -101,7 +101,7 @@ class Forwarder:
         )
         specs = maps.specs(sizes)
         hz = await asyncio.to_thread(testrun.kernel_hz)
-        bytecode = await asyncio.to_thread(
+        self._bytecode = await asyncio.to_thread(
             build,
             assets.path("ebpf"),
             constants=maps.constants(sizes, hz=hz),
@@ -117,7 +117,7 @@ class Forwarder:
         if own:
             snat.reserve_ports(low, high)
         self._configure()
-        self._load_and_attach(bytecode)
+        self._load_and_attach()
         if not self._obstacle_by_interface:
             self._programs.forget_all_but(self._program)
             pins.forget_all_but(self._paths.bpf, specs)
@@ -248,16 +248,16 @@ class Forwarder:
             self._settings = settings
             self._complaint_by_vip.clear()
 
-    def _load_and_attach(self, bytecode: Bytecode) -> None:
+    def _load_and_attach(self) -> None:
         """Load what the MTUs need: a program for multi-buffer packets only where it must be."""
         mtus = [interface_mtu(name) for name in self._xdp.interfaces]
         running = {self._programs.find(a.program_id) for a in self._links.attached().values()}
         frags = max(mtus) > _JUMBO_MTU or any(p is not None and p.takes_frags for p in running)
-        self._program = self._programs.load(bytecode, self._maps, frags=frags)
+        self._program = self._programs.load(self._bytecode, self._maps, frags=frags)
         self._attach()
         refusals = [e.errno for e in self._obstacle_by_interface.values() if isinstance(e, KernelRefused)]
         if errno.ERANGE in refusals and not frags:  # only the driver knows: on veth the peer's MTU counts
-            self._program = self._programs.load(bytecode, self._maps, frags=True)
+            self._program = self._programs.load(self._bytecode, self._maps, frags=True)
             self._attach()
 
     def _attach(self) -> bool:
