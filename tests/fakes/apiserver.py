@@ -15,7 +15,6 @@ are the public attributes and methods of ApiServer.
 
 import argparse
 import asyncio
-import base64
 import contextlib
 import copy
 import datetime
@@ -128,7 +127,11 @@ class ApiServer:
     """
 
     def __init__(
-        self, *, tokens: dict[str, str] | None = None, bookmark_s: float = 5.0, namespaces: Iterable[str] = ("default", "lbagent")
+        self,
+        *,
+        tokens: dict[str, str] | None = None,
+        bookmark_s: float = 5.0,
+        namespaces: Iterable[str] = ("default", "lbagent"),
     ) -> None:
         self.tokens = dict(tokens or {})
         self.bookmark_s = bookmark_s
@@ -141,6 +144,7 @@ class ApiServer:
         self.store = Store()
         self.address = ("127.0.0.1", 0)
         self._runner: web.AppRunner | None = None
+        self._pages: dict[str, tuple[int, list[Json]]] = {}  # what is left of a list, by continue token
         self._allocator = service_rules.Allocator()
         for namespace in ("kube-system", *namespaces):
             self.create("namespaces", {"metadata": {"name": namespace}})
@@ -365,18 +369,20 @@ class ApiServer:
     def _list(self, request: web.Request, kind: Kind, namespace: str) -> Json:
         query = request.query
         limit = int(query.get("limit", 0))
-        version, start = self.store.version, 0
-        if token := query.get("continue"):
-            version, start = json.loads(base64.b64decode(token))
-            if version < self.store.compacted:
+        token = query.get("continue", "")
+        if token:
+            version, found = self._pages.pop(token, (0, []))
+            if version <= self.store.compacted:
                 raise Refused(410, "Expired", "The provided continue parameter is too old")
-        wanted = _selector(query, namespace)
-        found = [obj for _, obj in sorted(self.store.objects[kind].items()) if wanted(obj)]
-        page = found[start : start + limit] if limit else found[start:]
+        else:
+            wanted = _selector(query, namespace)
+            version = self.store.version
+            found = [obj for _, obj in sorted(self.store.objects[kind].items()) if wanted(obj)]
+        page, rest = (found[:limit], found[limit:]) if limit else (found, [])
         meta: Json = {"resourceVersion": str(version)}
-        if limit and start + limit < len(found):
-            token = base64.b64encode(json.dumps([version, start + limit]).encode()).decode()
-            meta |= {"continue": token, "remainingItemCount": len(found) - start - limit}
+        if rest:
+            meta |= {"continue": uuid.uuid4().hex, "remainingItemCount": len(rest)}
+            self._pages[meta["continue"]] = (version, rest)
         items = [{k: v for k, v in obj.items() if k not in ("kind", "apiVersion")} for obj in page]
         return {"kind": f"{kind.kind}List", "apiVersion": kind.group_version, "metadata": meta, "items": items}
 

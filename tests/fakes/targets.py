@@ -7,6 +7,7 @@ tests/lab runs the same agent against the real ones; what a fake claims is held 
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from lbagent.errors import KubeUnavailable, LbagentError, TableFull, XdpError
 from lbagent.model.pool import Assignment
@@ -88,6 +89,12 @@ class FakeKernel:
     def prove(self, vips: Sequence[Vip]) -> Mapping[Vip, str]:
         return {vip: self.broken.get(vip, "" if vip in self.forwards else "not programmed") for vip in vips}
 
+    def trace(self, packet: bytes) -> Any:
+        raise XdpError("a fake runs no packets")
+
+    def backend_address(self, number: int) -> str:
+        return ""
+
     def counters(self) -> FakeTally:
         return FakeTally(vips={vip: FakeCount(packets=1, bytes=64) for vip in self.forwards})
 
@@ -102,6 +109,7 @@ class FakeKernel:
 class FakeSpeakerState:
     connected: bool = True
     adopted: bool = True
+    restarts: int = 0
     routes: frozenset[Route] = frozenset()
     attracting: Mapping[str, float] = field(default_factory=dict)
     peers: Mapping[str, PeerState] = field(default_factory=dict)
