@@ -9,10 +9,12 @@ left alone for a while (full jitter) and the others go on; the next pass plans a
 
 import asyncio
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from itertools import groupby
 from typing import assert_never
 
 from lbagent import log
+from lbagent.agent.journal import Journal
 from lbagent.agent.targets import Cluster, Kernel, Speaker
 from lbagent.agent.world import World
 from lbagent.backoff import Backoff
@@ -33,12 +35,15 @@ CONCURRENT_WRITES = 16
 class Writer:
     """Performs Steps."""
 
-    def __init__(self, *, kernel: Kernel, speaker: Speaker, cluster: Cluster, world: World, metrics: Metrics) -> None:
+    def __init__(
+        self, *, kernel: Kernel, speaker: Speaker, cluster: Cluster, world: World, metrics: Metrics, journal: Journal
+    ) -> None:
         self._kernel = kernel
         self._speaker = speaker
         self._cluster = cluster
         self._world = world
         self._metrics = metrics
+        self._journal = journal
         self._backoff_by_target = {name: Backoff(first_s=0.2, cap_s=10) for name in ("kernel", "speaker")}
         self._resume_by_target = dict.fromkeys(self._backoff_by_target, 0.0)
         self._queue: dict[tuple[ServiceKey, type], ClusterStep] = {}
@@ -95,7 +100,7 @@ class Writer:
         for vip, error in refused.items():
             _log.error("vip refused by the kernel", vip=str(vip), error=str(error))
         served = [f for f in step.forwards if f.vip not in refused]
-        self._metrics.stepped("Program", outcome="done", count=len(served))
+        self._note(replace(step, forwards=tuple(served)), "done", count=len(served))
         self._metrics.stepped("Program", outcome="failed", count=len(refused))
         outcomes = self._kernel.prove([f.vip for f in served])
         for forward in served:
@@ -116,7 +121,7 @@ class Writer:
         self._kernel.unprogram(vips)
         for vip in vips:
             _log.info("vip unprogrammed", vip=str(vip))
-        self._metrics.stepped("Unprogram", outcome="done", count=len(vips))
+        self._note(replace(step, vips=tuple(vips)), "done", count=len(vips))
 
     def _perform_bgp(self, steps: Sequence[Step], forwarding: set[Vip]) -> None:
         wanted = set(self._speaker.observed().routes)
@@ -129,11 +134,11 @@ class Writer:
                     wanted -= {route for route in wanted if route.prefix == step.route.prefix}
                     wanted.add(step.route)
                     _log.info("route announced", prefix=step.route.prefix)
-                    self._metrics.stepped("Announce", outcome="done")
+                    self._note(step, "done")
                 case Withdraw():
                     wanted.discard(step.route)
                     _log.info("route withdrawn", prefix=step.route.prefix)
-                    self._metrics.stepped("Withdraw", outcome="done")
+                    self._note(step, "done")
                 case _:
                     raise AssertionError(step)
         self._want(frozenset(wanted))
@@ -141,6 +146,10 @@ class Writer:
     def _want(self, routes: frozenset[Route]) -> None:
         if routes != self._speaker.observed().routes:
             self._speaker.want(routes)
+
+    def _note(self, step: Step, outcome: str, *, count: int = 1) -> None:
+        self._metrics.stepped(type(step).__name__, outcome=outcome, count=count)
+        self._journal.note(step, at=self._world.clocks.wall(), outcome=outcome)
 
     def _count(self, steps: Sequence[Step], outcome: str) -> None:
         for step in steps:
@@ -191,12 +200,12 @@ class Writer:
                     assert_never(step)
         except LbagentError as error:
             self._metrics.published(kind, outcome="failed")
-            self._metrics.stepped(type(step).__name__, outcome="failed")
+            self._note(step, "failed")
             self._done.pop(key, None)
             _log.warning("cluster write failed", service=str(key[0]), step=type(step).__name__, error=str(error))
         else:
             self._metrics.published(kind, outcome="done")
-            self._metrics.stepped(type(step).__name__, outcome="done")
+            self._note(step, "done")
             self._done[key] = step
         finally:
             slots.release()

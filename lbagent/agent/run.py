@@ -9,22 +9,22 @@ import asyncio
 import signal
 import time
 from collections.abc import Mapping
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 from lbagent import __version__, config, log
-from lbagent.agent import state, views
+from lbagent.agent import gauges, state
+from lbagent.agent.answers import Answers
 from lbagent.agent.apply import Writer
-from lbagent.agent.control import Arguments, Control, Verb
+from lbagent.agent.control import Control
 from lbagent.agent.drain import Drain, Phase
 from lbagent.agent.http import Pages
+from lbagent.agent.journal import Journal
 from lbagent.agent.loop import PERIOD_S, Loop, Pass
-from lbagent.agent.targets import Cluster, Count, Kernel, Speaker
+from lbagent.agent.targets import Cluster, Kernel, Speaker
 from lbagent.agent.world import Clocks, World
 from lbagent.errors import ConfigError, ControlError
-from lbagent.metrics import Metrics, Traffic
-from lbagent.model.route import SessionState
+from lbagent.metrics import Metrics
 from lbagent.notify import Notifier
 
 _log = log.get("agent")
@@ -70,7 +70,15 @@ class Agent:
         )
         self._drain = Drain(settings.paths.state / DRAIN_FILE, settings.bgp.drain, now=clocks.monotonic())
         self._take_phase()
-        self._writer = Writer(kernel=kernel, speaker=speaker, cluster=cluster, world=self._world, metrics=metrics)
+        self._journal = Journal()
+        self._writer = Writer(
+            kernel=kernel,
+            speaker=speaker,
+            cluster=cluster,
+            world=self._world,
+            metrics=metrics,
+            journal=self._journal,
+        )
         self._loop = Loop(
             world=self._world,
             kernel=kernel,
@@ -92,7 +100,7 @@ class Agent:
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, stop.set)
         loop.add_signal_handler(signal.SIGHUP, self._hangup)
-        control = Control(path=self._config.paths.run / "lbagent.sock", verbs=self._verbs())
+        control = Control(path=self._config.paths.run / "lbagent.sock", verbs=self._answers().verbs())
         pages = Pages(
             listen=self._config.http.listen,
             metrics=self._metrics,
@@ -121,6 +129,21 @@ class Agent:
             for task in tasks:
                 task.cancel()
 
+    def _answers(self) -> Answers:
+        return Answers(
+            world=self._world,
+            loop=self._loop,
+            kernel=self._kernel,
+            speaker=self._speaker,
+            cluster=self._cluster,
+            drain=self._drain,
+            journal=self._journal,
+            settings=lambda: self._config,
+            problems=lambda: {**self._alive(), **self._ready()},
+            phase_changed=self._phase_changed,
+            reload=self._read_again,
+        )
+
     # --- leaving and coming back -----------------------------------------------------------------
 
     def _take_phase(self) -> None:
@@ -135,23 +158,12 @@ class Agent:
                 continue
             packets = sum(count.packets for count in self._kernel.counters().backends.values())
             if self._drain.advance(now=self._clocks.monotonic(), packets=packets):
-                _log.info("host drained", routes="withdrawn", forwarding="stays")
-                self._take_phase()
-                self.wake()
+                self._phase_changed()
 
-    async def _leave(self, _arguments: Arguments) -> Any:
-        self._drain.begin(self._clocks.monotonic())
-        return self._phase_changed()
-
-    async def _come_back(self, _arguments: Arguments) -> Any:
-        self._drain.end(self._clocks.monotonic())
-        return self._phase_changed()
-
-    def _phase_changed(self) -> Any:
+    def _phase_changed(self) -> None:
         self._take_phase()
-        self.wake()
         _log.info("drain changed", phase=self._drain.phase.value)
-        return self._drain.progress(self._clocks.monotonic())
+        self.wake()
 
     # --- after each pass ------------------------------------------------------------------------
 
@@ -185,35 +197,14 @@ class Agent:
                 self._saved = worth_keeping
 
     def _refresh(self) -> None:
-        """Bring the gauges up to date before a scrape."""
-        last = self._loop.last
-        speaker = self._speaker.observed()
-        self._metrics.speaker(connected=speaker.connected, restarts=0)
-        self._metrics.state_age(self._cluster.age_s)
-        self._metrics.leader(is_leader=self._cluster.holds_lease(self._clocks.monotonic()))
-        peers = speaker.peers.values()
-        self._metrics.peers(
-            up={p.name: p.session is SessionState.UP for p in peers},
-            flaps={p.name: p.flaps for p in peers},
-            announced={p.name: p.sent for p in peers},
+        gauges.refresh(
+            self._metrics,
+            last=self._loop.last,
+            kernel=self._kernel,
+            speaker=self._speaker,
+            cluster=self._cluster,
+            now=self._clocks.monotonic(),
         )
-        if last is None:
-            return
-        self._metrics.services(views.counts(last))
-        tally = self._kernel.counters()
-        self._metrics.verdicts({verdict.word: _traffic(count) for verdict, count in tally.verdicts.items()})
-        self._metrics.vips({str(vip): _traffic(count) for vip, count in tally.vips.items()})
-        self._metrics.backends({address: _traffic(count) for address, count in tally.backends.items()})
-        self._metrics.attached(last.attached)
-        self._metrics.programmed(vips=len(last.kernel.forwards), proven=len(last.observed.proven))
-        pools = views.pools(last)
-        self._metrics.pools(
-            assigned={p["pool"]: p["assigned"] for p in pools}, capacity={p["pool"]: p["addresses"] for p in pools}
-        )
-        fingerprint = 0
-        for ring in last.desired.rings:
-            fingerprint ^= int(ring, 16)
-        self._metrics.rings(fingerprint)
 
     # --- health ----------------------------------------------------------------------------------
 
@@ -233,81 +224,6 @@ class Agent:
             "speaker": "" if self._speaker.observed().connected else "ExaBGP's relay does not answer",
         }
 
-    # --- verbs -----------------------------------------------------------------------------------
-
-    def _verbs(self) -> dict[str, Verb]:
-        tables = {
-            "services": views.services,
-            "vips": views.vips,
-            "backends": views.backends,
-            "rings": views.rings,
-            "routes": views.routes,
-            "pools": views.pools,
-        }
-        verbs = {f"show {noun}": Verb(answer=partial(self._show, view)) for noun, view in tables.items()}
-        verbs["show peers"] = Verb(answer=self._show_peers)
-        verbs["status"] = Verb(answer=self._status)
-        verbs["explain"] = Verb(answer=self._explain)
-        verbs["diff"] = Verb(answer=partial(self._show, views.diff))
-        verbs["snapshot"] = Verb(answer=self._snapshot)
-        verbs["drain"] = Verb(answer=self._leave, changes=True)
-        verbs["undrain"] = Verb(answer=self._come_back, changes=True)
-        verbs["reload"] = Verb(answer=self._reload, changes=True)
-        return verbs
-
-    def _last(self) -> Pass:
-        if self._loop.last is None:
-            raise ControlError("no pass has been completed yet", hint="is the API server reachable? see the log")
-        return self._loop.last
-
-    async def _show(self, view: Any, _arguments: Arguments) -> Any:
-        return view(self._last())
-
-    async def _show_peers(self, _arguments: Arguments) -> Any:
-        return views.peers(self._speaker.observed().peers, self._clocks.monotonic())
-
-    async def _explain(self, arguments: Arguments) -> Any:
-        return views.explain(self._last(), str(arguments.get("name", "")))
-
-    async def _snapshot(self, _arguments: Arguments) -> Any:
-        return {"format": state.FORMAT, "snapshot": state.plain(self._last().snapshot)}
-
-    async def _status(self, _arguments: Arguments) -> Any:
-        last = self._loop.last
-        now = self._clocks.monotonic()
-        kernel = self._kernel.observed()
-        speaker = self._speaker.observed()
-        checks = {**self._alive(), **self._ready()}
-        return {
-            "host": self._config.host.name,
-            "version": __version__,
-            "ok": not any(checks.values()),
-            "problems": {name: why for name, why in checks.items() if why},
-            "lease": "held by this host" if self._cluster.holds_lease(now) else "held by another host, or by nobody",
-            "api_age_s": round(self._cluster.age_s, 1),
-            "from_memory": self._world.from_memory,
-            "drain": self._drain.progress(now),
-            "xdp": dict(kernel.attached),
-            "peers": views.peers(speaker.peers, now),
-            "services": views.counts(last) if last else {},
-            "vips": {
-                "wanted": len(last.desired.forwards) if last else 0,
-                "programmed": len(kernel.forwards),
-                "proven": len(last.observed.proven) if last else 0,
-            },
-            "routes": {
-                "wanted": len(last.desired.routes) if last else 0,
-                "announced": len(speaker.routes),
-            },
-            "pass": {
-                "number": last.number,
-                "age_s": round(now - last.snapshot.now, 1),
-                "took_ms": round(last.took_s * 1e3, 1),
-            }
-            if last
-            else {},
-        }
-
     # --- configuration ---------------------------------------------------------------------------
 
     def _hangup(self) -> None:
@@ -315,9 +231,6 @@ class Agent:
             self._read_again()
         except ConfigError as error:
             _log.error("configuration refused, the last good one stays", problems="; ".join(error.problems))
-
-    async def _reload(self, _arguments: Arguments) -> Any:
-        return {"needs_restart": self._read_again()}
 
     def _read_again(self) -> list[str]:
         """Take over what may change at run time; names the sections that need a restart. Raises ConfigError."""
@@ -339,10 +252,6 @@ class Agent:
 
 
 _FIXED_SECTIONS = ("host", "kubernetes", "bgp", "xdp", "http", "paths", "log")
-
-
-def _traffic(count: Count) -> Traffic:
-    return Traffic(packets=count.packets, bytes=count.bytes)
 
 
 def _stored(path: Path) -> Any:

@@ -83,6 +83,12 @@ class Kernel(Protocol):
     def counters(self) -> Tally:
         """What was forwarded and dropped."""
 
+    def trace(self, packet: bytes) -> Any:
+        """What the loaded program would do with this frame: action, verdict, backend_id, packet."""
+
+    def backend_address(self, number: int) -> str:
+        """Address of the kernel's backend number, '' when there is none."""
+
     async def run(self, changed: Changed) -> None:
         """Follow links and neighbours for ever."""
 
@@ -94,6 +100,8 @@ class SpeakerState(Protocol):
     def connected(self) -> bool: ...
     @property
     def adopted(self) -> bool: ...
+    @property
+    def restarts(self) -> int: ...
     @property
     def routes(self) -> frozenset[Route]: ...
     @property

@@ -153,6 +153,38 @@ def diff(last: Pass) -> list[str]:
     return [str(step) for step in last.steps]
 
 
+def last_pass(last: Pass, now: float) -> Row:
+    """How the loop is doing."""
+    return {
+        "number": last.number,
+        "age_s": round(now - last.snapshot.now, 1),
+        "took_ms": round(last.took_s * 1e3, 1),
+    }
+
+
+def around(last: Pass, layers: list[dict[str, str | int]], backend: str) -> Row:
+    """What this host knows about a traced packet: VIP, Service, ring, node, route."""
+    network = next((x for x in layers if x["layer"] in ("IP", "IP6")), None)
+    transport = next((x for x in layers if x["layer"] in ("TCP", "UDP")), None)
+    if network is None:
+        return {}
+    address = str(network["destination"])
+    route = next((r for r in last.observed.routes if r.address == address), None)
+    row: Row = {"announced": route.prefix if route else "", "vip": "", "service": "", "ring": "", "node": ""}
+    row["node"] = next((b["node"] for b in backends(last) if b["address"] == backend), "")
+    if transport is not None:
+        port, protocol = int(transport["destination"]), str(transport["layer"])
+        found = next(
+            (v for v in last.kernel.forwards if (v.address, v.port, v.protocol) == (address, port, protocol)), None
+        )
+        if found is not None:
+            row["vip"] = str(found)
+            row["ring"] = last.kernel.forwards[found].ring
+            wanted = last.desired.forwards.get(found)
+            row["service"] = str(wanted.service) if wanted else ""
+    return row
+
+
 def explain(last: Pass, service: str) -> Row:
     """Everything about one Service, from its object to the routes of its addresses."""
     key = _key(last, service)
@@ -171,7 +203,12 @@ def explain(last: Pass, service: str) -> Row:
         "hint": judgement.reason.hint if judgement else "",
         "vips": [_explain_vip(last, forward) for forward in mine],
         "routes": [row for row in routes(last) if row["prefix"].partition("/")[0] in found.status_addresses],
+        "about": [str(key), *(str(f.vip) for f in mine), *_prefixes(found.status_addresses)],
     }
+
+
+def _prefixes(addresses: tuple[str, ...]) -> list[str]:
+    return [f"{address}/{128 if ':' in address else 32}" for address in addresses]
 
 
 def _explain_vip(last: Pass, forward: Forward) -> Row:

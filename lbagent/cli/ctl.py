@@ -18,7 +18,7 @@ from lbagent import __version__
 from lbagent.cli import table
 
 DEFAULT_SOCKET = Path("/run/lbagent/lbagent.sock")
-NOUNS = ("services", "vips", "backends", "rings", "routes", "peers", "pools")
+NOUNS = ("services", "vips", "backends", "rings", "routes", "peers", "pools", "drops", "config", "events")
 FAILED, DEGRADED, UNREACHABLE = 1, 3, 4
 ANSWER_S = 30.0
 
@@ -144,8 +144,12 @@ def _status(result: Any) -> str:
 @click.argument("noun", type=_Noun())
 @click.pass_context
 def show(ctx: click.Context, noun: str) -> None:
-    """Show services, vips, backends, rings, routes, peers or pools."""
-    _answer(ctx, f"show {noun}", table.rows)
+    """Show services, vips, backends, rings, routes, peers, pools, drops, config or events."""
+    _answer(ctx, f"show {noun}", _config if noun == "config" else table.rows)
+
+
+def _config(result: Any) -> str:
+    return table.machine(result, "yaml")
 
 
 @main.command()
@@ -175,7 +179,95 @@ def _explain(result: Any) -> str:
         lines += ["", f"vip {vip['vip']}", table.facts(head), table.rows(vip["backends"])]
     if result["routes"]:
         lines += ["", table.rows(result["routes"])]
+    if result["changes"]:
+        lines += ["", "last changes", table.rows(result["changes"][:10])]
     return "\n".join(lines)
+
+
+@main.command()
+@click.argument("source", required=False)
+@click.argument("destination", required=False)
+@click.option("--packet", metavar="HEX", help="Trace this frame instead of one made from addresses.")
+@click.pass_context
+def trace(ctx: click.Context, source: str | None, destination: str | None, packet: str | None) -> None:
+    """Run a packet SRC[:PORT] DST:PORT/PROTO through the loaded program; nothing is counted or remembered.
+
+    \b
+    lbctl trace 192.0.2.9 203.0.113.1:80/tcp
+    lbctl trace [2001:db8::9]:4711 [2001:db8:1::1]:53/udp
+    """
+    if packet is not None:
+        _answer(ctx, "trace", table.facts, {"packet": packet})
+        return
+    if source is None or destination is None:
+        raise click.UsageError("give SRC[:PORT] DST:PORT/PROTO, or --packet HEX")
+    where, slash, protocol = destination.partition("/")
+    address, port = _endpoint(where, "80")
+    client, client_port = _endpoint(source, "40000")
+    arguments = {
+        "source": client,
+        "source_port": client_port,
+        "destination": address,
+        "destination_port": port,
+        "protocol": protocol if slash else "tcp",
+    }
+    _answer(ctx, "trace", table.facts, arguments)
+
+
+def _endpoint(text: str, port: str) -> tuple[str, str]:
+    """``1.2.3.4:80``, ``[2001:db8::1]:80``, or an address alone."""
+    if text.startswith("["):
+        address, _, rest = text[1:].partition("]")
+        return address, rest.removeprefix(":") or port
+    if text.count(":") == 1:
+        address, _, given = text.partition(":")
+        return address, given
+    return text, port
+
+
+@main.command()
+@click.option("--every", "every_s", type=click.FloatRange(min=0.1), default=1.0, show_default=True)
+@click.option("--count", type=click.IntRange(min=1), default=None, help="Stop after so many screens.")
+@click.pass_context
+def top(ctx: click.Context, every_s: float, count: int | None) -> None:
+    """Packets and bits per second by VIP and by backend, live."""
+    path, form, _ = ctx.obj
+    before, shown = _counters(path), 0
+    while count is None or shown < count:
+        time.sleep(every_s)
+        after = _counters(path)
+        rates = _rates(before, after)
+        if form == "table":
+            if count is None:
+                click.clear()
+            click.echo("\n\n".join(table.rows(rates[kind]) for kind in ("vips", "backends")))
+        else:
+            click.echo(table.machine(rates, form))
+        before, shown = after, shown + 1
+
+
+def _counters(path: Path) -> Any:
+    try:
+        return ask(path, "counters", {})
+    except (_Unreachable, _Refused) as error:
+        click.echo(f"lbctl: {error}", err=True)
+        sys.exit(UNREACHABLE if isinstance(error, _Unreachable) else FAILED)
+
+
+def _rates(before: Any, after: Any) -> dict[str, list[dict[str, Any]]]:
+    """Per second, busiest first."""
+    span_s = max(after["at_s"] - before["at_s"], 1e-3)
+    nothing = {"packets": 0, "bytes": 0}
+    rates: dict[str, list[dict[str, Any]]] = {}
+    for kind in ("vips", "backends"):
+        rows = []
+        for name, now in after[kind].items():
+            then = before[kind].get(name, nothing)
+            pps = (now["packets"] - then["packets"]) / span_s
+            bps = (now["bytes"] - then["bytes"]) * 8 / span_s
+            rows.append({kind[:-1]: name, "packets_per_s": round(pps), "bits_per_s": round(bps)})
+        rates[kind] = sorted(rows, key=lambda row: (-row["packets_per_s"], row[kind[:-1]]))
+    return rates
 
 
 @main.command()

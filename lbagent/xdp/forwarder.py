@@ -218,6 +218,10 @@ class Forwarder:
         """What the loaded program would do with this frame, without a trace (``lbctl trace``)."""
         return testrun.trial(self._program.fd, packet)
 
+    def backend_address(self, number: int) -> str:
+        """Address behind a Trial's ``backend_id``, '' when there is none."""
+        return next((a for a, known in self._tables.backend_ids().items() if known == number), "")
+
     def counters(self) -> Tally:
         """Since the maps were made; daemons come and go."""
         number_by_vip = {vip: self._tables.vip_id(vip) for vip in self._tables.read()}

@@ -10,6 +10,7 @@ from dataclasses import replace
 import pytest
 
 from lbagent.agent.apply import Writer
+from lbagent.agent.journal import Journal
 from lbagent.agent.world import Clocks, World
 from lbagent.metrics import Metrics
 from lbagent.model.pool import Assignment
@@ -59,6 +60,7 @@ class Bench:
             cluster=self.cluster,
             world=self.world,
             metrics=Metrics(version="1", process=False),
+            journal=Journal(),
         )
 
     def perform(self, steps: list[Step]) -> None:

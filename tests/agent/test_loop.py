@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 
 from lbagent.agent.apply import Writer
+from lbagent.agent.journal import Journal
 from lbagent.agent.loop import Loop, Pass
 from lbagent.agent.world import Clocks, World
 from lbagent.config import parse_range
@@ -43,7 +44,12 @@ class Machine:
         )
         metrics = Metrics(version="1", process=False)
         self.writer = Writer(
-            kernel=self.kernel, speaker=self.speaker, cluster=self.cluster, world=self.world, metrics=metrics
+            kernel=self.kernel,
+            speaker=self.speaker,
+            cluster=self.cluster,
+            world=self.world,
+            metrics=metrics,
+            journal=Journal(),
         )
         self.passes: list[Pass] = []
         self.loop = Loop(

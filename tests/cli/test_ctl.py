@@ -181,3 +181,39 @@ def test_starting_imports_nothing_heavy() -> None:
         "prometheus_client",
     }
     assert not heavy & set(loaded)
+
+
+TRACE = {
+    "before": "IP 192.0.2.9 > 203.0.113.1 | TCP 40000 > 80 flags SYN",
+    "verdict": "nat_forward",
+    "backend": "10.1.0.21",
+}
+
+
+def test_trace_makes_the_packet_of_two_endpoints(path: Path) -> None:
+    daemon = Daemon(path, {"trace": {"ok": True, "result": TRACE}})
+    result = lbctl(path, "trace", "192.0.2.9", "203.0.113.1:80/udp")
+    lbctl(path, "trace", "[2001:db8::9]:4711", "[2001:db8:1::1]:53")
+    daemon.close()
+    assert "verdict  nat_forward" in result.output
+    assert daemon.requests[0]["args"] == {
+        "source": "192.0.2.9", "source_port": "40000",
+        "destination": "203.0.113.1", "destination_port": "80", "protocol": "udp",
+    }  # fmt: skip
+    assert daemon.requests[1]["args"]["destination"] == "2001:db8:1::1"
+    assert daemon.requests[1]["args"]["source_port"] == "4711"
+
+
+def test_trace_without_a_packet_is_a_usage_error(path: Path) -> None:
+    assert lbctl(path, "trace").exit_code == 2
+
+
+def test_top_shows_rates_busiest_first(path: Path) -> None:
+    counts = {"packets": 10, "bytes": 640}
+    daemon = Daemon(
+        path,
+        {"counters": {"ok": True, "result": {"at_s": 1.0, "vips": {"a:80/TCP": counts}, "backends": {"b": counts}}}},
+    )
+    result = lbctl(path, "top", "--count", "1", "--every", "0.1")
+    daemon.close()
+    assert result.output.splitlines()[:2] == ["VIP       PACKETS-PER-S  BITS-PER-S", "a:80/TCP  0              0"]
