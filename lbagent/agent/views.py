@@ -10,6 +10,7 @@ from lbagent.agent.loop import Pass
 from lbagent.errors import ControlError
 from lbagent.model.route import PeerState
 from lbagent.model.service import ServiceKey
+from lbagent.model.step import Announce, Assign, Program, Release, Report, Step, Unprogram, Withdraw
 from lbagent.model.vip import BackendState, Forward, Ring
 
 Row = dict[str, Any]
@@ -149,8 +150,26 @@ def counts(last: Pass) -> dict[str, int]:
 
 
 def diff(last: Pass) -> list[str]:
-    """The Steps of the last pass, in words; empty when all is as it should be."""
-    return [str(step) for step in last.steps]
+    """What the last pass had to change, in words; empty when all is as it should be."""
+    return [line for step in last.steps for line in _words(step)]
+
+
+def _words(step: Step) -> list[str]:
+    match step:
+        case Program():
+            return [f"program {forward.vip} (ring {forward.ring})" for forward in step.forwards]
+        case Unprogram():
+            return [f"unprogram {vip}" for vip in step.vips]
+        case Announce():
+            return [f"announce {step.route.prefix}"]
+        case Withdraw():
+            return [f"withdraw {step.route.prefix}"]
+        case Assign():
+            return [f"assign {', '.join(step.assignment.addresses)} to {step.assignment.service}"]
+        case Release():
+            return [f"release {', '.join(step.addresses)} from {step.service}"]
+        case Report():
+            return []  # said every pass, sent only when it is news
 
 
 def last_pass(last: Pass, now: float) -> Row:

@@ -184,18 +184,13 @@ def _explain(result: Any) -> str:
     return "\n".join(lines)
 
 
-@main.command()
+@main.command(epilog="For IPv6: lbctl trace [2001:db8::9]:4711 [2001:db8:1::1]:53/udp")
 @click.argument("source", required=False)
 @click.argument("destination", required=False)
 @click.option("--packet", metavar="HEX", help="Trace this frame instead of one made from addresses.")
 @click.pass_context
 def trace(ctx: click.Context, source: str | None, destination: str | None, packet: str | None) -> None:
-    """Run a packet SRC[:PORT] DST:PORT/PROTO through the loaded program; nothing is counted or remembered.
-
-    \b
-    lbctl trace 192.0.2.9 203.0.113.1:80/tcp
-    lbctl trace [2001:db8::9]:4711 [2001:db8:1::1]:53/udp
-    """
+    """Run a packet SRC[:PORT] DST:PORT/PROTO through the loaded program; nothing is counted or remembered."""
     if packet is not None:
         _answer(ctx, "trace", table.facts, {"packet": packet})
         return
