@@ -15,7 +15,7 @@ from types import FrameType
 
 from tests.lab import stages
 from tests.lab.inventory import REPOSITORY, Inventory
-from tests.lab.lab import Lab, folder_of
+from tests.lab.lab import Lab, folder_of, is_used
 from tests.lab.netns import NAMESPACES, run
 from tests.lab.poll import LabError
 from tests.lab.report import WIDTH, Report
@@ -77,7 +77,7 @@ def machine() -> dict[str, str]:
 def remove_leftovers(prefix: str) -> None:
     """Of a demo that was killed. A demo that still runs holds the lock and is left alone by Lab.up."""
     folder = folder_of(prefix)
-    if (folder / "inventory.json").exists() and not stages.in_use(folder):
+    if (folder / "inventory.json").exists() and not is_used(folder):
         problems = Inventory.load(folder).remove()
         if problems:
             raise LabError("leftovers of an earlier lab: " + "; ".join(problems))

@@ -34,6 +34,16 @@ def random_prefix() -> str:
     return f"lbt-{secrets.token_hex(3)}-"
 
 
+def is_used(folder: Path) -> bool:
+    """Does a living process hold the lock of the lab in this folder?"""
+    with (folder / "lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False
+
+
 @dataclass(kw_only=True)
 class Pod:
     """A running pod. ``ready`` is what its EndpointSlice says."""
@@ -158,15 +168,20 @@ class Lab:
         self.inventory.kill_processes(inhabitants(place))
         place.delete()
 
-    def address_of(self, name: str, *, limit_s: float = 20.0) -> str:
-        """Wait for the address in the Service's status and return the first one."""
-        ingress = wait_for(
-            f"an address in the status of Service default/{name}",
-            lambda: self.api.service(name).get("status", {}).get("loadBalancer", {}).get("ingress"),
-            limit_s=limit_s,
-            logs=self.logs,
-        )
-        return str(ingress[0]["ip"])
+    def addresses_of(self, name: str, *, limit_s: float = 20.0) -> tuple[str, ...]:
+        """Wait for the addresses in the Service's status: one per family that it asks for."""
+
+        def seen() -> tuple[str, ...]:
+            item = self.api.service(name)
+            ingress = item.get("status", {}).get("loadBalancer", {}).get("ingress") or ()
+            families = item["spec"].get("ipFamilies") or ["IPv4"]
+            return tuple(one["ip"] for one in ingress) if len(ingress) >= len(families) else ()
+
+        return wait_for(f"addresses in the status of default/{name}", seen, limit_s=limit_s, logs=self.logs)
+
+    def address_of(self, name: str) -> str:
+        """The first one."""
+        return self.addresses_of(name)[0]
 
     def wait_routes(self, address: str, hosts: tuple[str, ...], *, limit_s: float = 30.0) -> tuple[str, ...]:
         """Until the ToR's kernel spreads this VIP over exactly these LB hosts."""

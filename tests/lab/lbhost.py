@@ -5,6 +5,7 @@ What a machine loses with its power goes with ``power_off``: processes, links, p
 its disk stays: configuration, state folder, bytecode cache.
 """
 
+import ipaddress
 import json
 import shutil
 import signal
@@ -17,9 +18,9 @@ import yaml
 
 from tests.lab.inventory import Inventory, Process, inhabitants
 from tests.lab.kube import Api
-from tests.lab.netns import Namespace
+from tests.lab.netns import Namespace, run
 from tests.lab.poll import Hopeless, LabError, wait_for
-from tests.lab.topology import LB_ASN, TOR_ASN, VIP_RANGES, LbAddresses, Topology
+from tests.lab.topology import LB_ASN, POOLS, TOR_ASN, LbAddresses, Topology
 
 BIN = Path(sys.executable).parent
 HTTP = "127.0.0.1:9273"
@@ -74,8 +75,8 @@ class LbHost:
                 "lease": {"namespace": "lbagent", "name": "lbagent", "duration_s": 6, "renew_s": 2},
             },
             "pools": [
-                {"name": "default", "addresses": [VIP_RANGES[0]], "avoid_buggy_ips": True, "policies": ["std"]},
-                {"name": "default6", "addresses": [VIP_RANGES[1]], "policies": ["std"]},
+                {"name": "default", "addresses": [POOLS[0]], "policies": ["std"]},
+                {"name": "default6", "addresses": [POOLS[1]], "policies": ["std"]},
             ],
             "bgp": {
                 "local_as": LB_ASN,
@@ -184,6 +185,14 @@ class LbHost:
             for link in shown
             if "xdp" in link
         }
+
+    def kernel_keys(self, address: str) -> list[str]:
+        """Keys of the pinned VIP map that hold this address, as bpftool dumps them, whatever the agent says."""
+        wanted = ipaddress.ip_address(address).packed
+        pinned = next(self.bpffs.glob(f"lbagent/*/lb_vip_ids{6 if ':' in address else 4}"))
+        entries = json.loads(run("bpftool", "-j", "map", "dump", "pinned", str(pinned)))
+        keys = (bytes(int(byte, 16) for byte in entry["key"]) for entry in entries)
+        return sorted(key.hex(" ") for key in keys if wanted in key)
 
     def metrics(self) -> dict[str, float]:
         """``name{labels}`` -> value, from /metrics."""

@@ -4,9 +4,7 @@
 The first line of each docstring is the title that is printed.
 """
 
-import fcntl
 import time
-from pathlib import Path
 from typing import Any
 
 from tests.lab.lab import Lab
@@ -14,30 +12,20 @@ from tests.lab.lbhost import BIN
 from tests.lab.poll import wait_for
 from tests.lab.report import Stage
 from tests.lab.tor import Session
-from tests.lab.traffic import Ledger, Load, burst
+from tests.lab.traffic import Ledger, Load, ask_udp, burst
 
 SERVICE = "web"
 HTTP, ASK = 80, 53
 RATE = 100.0  # requests per second under load
+QUESTIONS = 20  # datagrams
 
 
 def describe(lab: Lab, stage: Stage, *, kube: str) -> None:
-    nodes = ", ".join(f"{node.name} {node.segment.ip4}" for node in lab.topology.nodes)
     version = lab.tor.frr.vtysh("show version").splitlines()[0].split(" (")[0]
     stage.show("ToR", f"{version}, AS 65101, eBGP multipath, layer 4 hash")
-    stage.show("nodes", nodes)
+    stage.show("nodes", ", ".join(f"{node.name} {node.segment.ip4}" for node in lab.topology.nodes))
     stage.show("Kubernetes API", f"{kube}, {lab.api.url}")
     stage.note(namespaces=len(lab.inventory.namespaces), tor=version)
-
-
-def in_use(folder: Path) -> bool:
-    """Does a living process hold the lock of the lab in this folder?"""
-    with (folder / "lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
-    return False
 
 
 def start_hosts(lab: Lab, stage: Stage) -> None:
@@ -75,19 +63,18 @@ def wait_session(lab: Lab, name: str, family: int, *, limit_s: float = 30.0) -> 
 
 def create_service(lab: Lab, stage: Stage) -> None:
     """A Service of type LoadBalancer with three pods is created"""
-    begun = time.monotonic()
-    pods = lab.deploy(SERVICE)
+    pods = lab.deploy(SERVICE, families=(4, 6))
     posted = time.monotonic()
-    address = lab.address_of(SERVICE)
+    addresses = lab.addresses_of(SERVICE)
     took_ms = (time.monotonic() - posted) * 1000
     service = lab.api.service(SERVICE)
     ingress = service["status"]["loadBalancer"]["ingress"]
     ports = ", ".join(f"{p['port']}/{p['protocol']} (node port {p['nodePort']})" for p in service["spec"]["ports"])
     stage.show("Service", f"default/{SERVICE}: {ports}")
     stage.show("pods", ", ".join(f"{pod.name} {pod.v4} on {pod.node.name}" for pod in pods))
-    stage.show("status", f"loadBalancer.ingress: {ingress}")
-    stage.show("written by", f"{lease_holder(lab)}, holder of the lease, after {took_ms:.0f} ms")
-    stage.note(address=address, ingress=ingress, ms_to_address=round(took_ms, 1), created_s=round(posted - begun, 3))
+    stage.show("status", "\n".join(f"ingress: {one['ip']}, ipMode {one.get('ipMode')}" for one in ingress))
+    stage.show("written by", f"{lease_holder(lab)}, which holds the lease, after {took_ms:.0f} ms")
+    stage.note(addresses=addresses, ingress=ingress, ms_to_address=round(took_ms, 1))
 
 
 def lease_holder(lab: Lab) -> str:
@@ -96,14 +83,13 @@ def lease_holder(lab: Lab) -> str:
 
 
 def see_routes(lab: Lab, stage: Stage) -> None:
-    """The ToR learns the route from both LB hosts and spreads traffic over them"""
-    address = lab.address_of(SERVICE)
-    begun = time.monotonic()
-    hosts = lab.wait_routes(address, tuple(lab.hosts))
-    stage.show("vtysh", lab.tor.route_shown(address))
-    stage.show("ip route", lab.tor.kernel_route(address))
-    note_routes(lab, stage, address)
-    stage.note(next_hops=hosts, waited_ms=round((time.monotonic() - begun) * 1000, 1))
+    """The ToR learns the routes from both LB hosts and spreads traffic over them"""
+    addresses = lab.addresses_of(SERVICE)
+    for address in addresses:
+        lab.wait_routes(address, tuple(lab.hosts))
+        note_routes(lab, stage, address)
+    stage.show("vtysh", lab.tor.route_shown(addresses[0]))
+    stage.show("kernel", "\n".join(map(lab.tor.kernel_route, addresses)))
 
 
 def note_routes(lab: Lab, stage: Stage, address: str) -> None:
@@ -117,39 +103,55 @@ def note_routes(lab: Lab, stage: Stage, address: str) -> None:
 
 
 def see_kernels(lab: Lab, stage: Stage) -> None:
-    """The kernel of each LB host holds the VIP and has proven it with a packet"""
-    fingerprints = set()
+    """The kernel of each LB host holds the VIPs and has proven them with a packet"""
+    address = lab.address_of(SERVICE)
+    rings = []
     for host in lab.hosts.values():
         vips = host.vips()
         for vip in vips:
-            proven = "proven by a test packet" if vip["proven"] else f"NOT PROVEN {vip['problem']}"
+            proof = "proven" if vip["proven"] else f"NOT PROVEN: {vip['problem']}"
             stage.show(
-                host.name,
-                f"{vip['vip']:<24} {vip['mode']:<5} node port {vip['node_port']}  ring {vip['ring']}  {proven}",
+                host.name, f"{vip['vip']:<26} {vip['mode']}, node port {vip['node_port']}, ring {vip['ring']}, {proof}"
             )
-        stage.require(vips and all(vip["programmed"] and vip["proven"] for vip in vips), f"{host.name}: not all proven")
-        fingerprints.add(tuple(sorted((vip["vip"], vip["ring"]) for vip in vips)))
-        stage.note(**{host.name: vips})
-    stage.require(len(fingerprints) == 1, "the LB hosts computed different rings")
+        keys = host.kernel_keys(address)
+        stage.show("  bpftool", "\n".join(f"lb_vip_ids4 key {key}" for key in keys))
+        stage.require(len(vips) == 4, f"{host.name} wants {len(vips)} VIPs, not 2 addresses x 2 ports")
+        stage.require(all(vip["programmed"] and vip["proven"] for vip in vips), f"{host.name}: not every VIP is proven")
+        stage.require(keys, f"{host.name}: the pinned map does not hold {address}")
+        rings.append({vip["vip"]: vip["ring"] for vip in vips})
+        stage.note(**{host.name: {"vips": vips, "kernel_keys": keys}})
+    stage.require(all(one == rings[0] for one in rings), f"the LB hosts computed different rings: {rings}")
     stage.show("rings", "equal on both hosts")
 
 
 def send_requests(lab: Lab, stage: Stage) -> None:
-    """The client sends 200 requests"""
-    address = lab.address_of(SERVICE)
-    ledger = burst(lab.client, address, HTTP, count=200, rate=RATE)
+    """The client sends 200 requests, half of them over IPv6"""
+    v4, v6 = lab.addresses_of(SERVICE)
+    before = {host.name: packets(host.metrics()) for host in lab.hosts.values()}
+    ledger = Ledger(
+        tuple(one for vip in (v4, v6) for one in burst(lab.client, vip, HTTP, count=100, rate=RATE).requests)
+    )
     carriers = lab.tap.carriers(ledger)
+    counted = {host.name: int(packets(host.metrics()) - before[host.name]) for host in lab.hosts.values()}
     tell(stage, ledger, carriers)
+    stage.show("XDP counted", f"packets to the VIPs: {counts(counted)}")
+    answers = [ask_udp(lab.client, vip, ASK, f"question {n}") for vip in (v4, v6) for n in range(QUESTIONS // 2)]
+    stage.show("UDP", f"{QUESTIONS} datagrams sent, {len(answers)} answered")
+    stage.note(xdp_packets=counted, udp={"sent": QUESTIONS, "answered": len(answers)})
     stage.require(not ledger.failures, f"{len(ledger.failures)} of {ledger.sent} requests failed: {ledger.by_error}")
     stage.require(all(carriers[name] for name in lab.hosts), f"one LB host carried nothing: {carriers}")
     stage.require(len(ledger.by_pod) == 3, f"not every pod was reached: {ledger.by_pod}")
 
 
+def packets(metrics: dict[str, float]) -> float:
+    """What the XDP program counted for all VIPs."""
+    return sum(value for name, value in metrics.items() if name.startswith("lbagent_vip_packets_total"))
+
+
 def tell(stage: Stage, ledger: Ledger, carriers: dict[str, int]) -> None:
     """The ledger of a stage, printed and noted."""
-    stage.show(
-        "requests", f"{ledger.sent} sent, {ledger.sent - len(ledger.failures)} answered, {len(ledger.failures)} failed"
-    )
+    answered = ledger.sent - len(ledger.failures)
+    stage.show("requests", f"{ledger.sent} sent, {answered} answered, {len(ledger.failures)} failed")
     if ledger.failures:
         stage.show("errors", counts(ledger.by_error))
     stage.show("by pod", counts(ledger.by_pod))
@@ -176,23 +178,25 @@ def kill_agent(lab: Lab, stage: Stage) -> None:
         killed = time.monotonic()
         pid = host.kill_agent()
         time.sleep(3.0)
-        without_agent = lab.tap.carriers(load.ledger.between(killed))
+        keys = host.kernel_keys(address)
         started = time.monotonic()
+        without_agent = lab.tap.carriers(load.ledger.between(killed, started))
         host.start_agent()
         host.wait_ready()
-        ready_s = time.monotonic() - started
+        ready = time.monotonic()
         time.sleep(1.5)
     after = lab.tor.session(host.lb)
     stage.show(
-        "killed", f"agent pid {pid}; {started - killed:.1f} s without it; the next one answers after {ready_s:.1f} s"
+        "killed", f"pid {pid}; {started - killed:.1f} s without it; the next one answers after {ready - started:.1f} s"
     )
-    stage.show("while away", f"{counts(without_agent)} requests carried: lb1 forwards without its agent")
+    stage.show(
+        "meanwhile",
+        f"{counts(without_agent)}: lb1 forwards without its agent; its kernel holds {len(keys)} keys of the VIP",
+    )
     tell(stage, load.ledger, lab.tap.carriers(load.ledger))
-    stage.show("BGP to the ToR", bgp_difference(before, after))
+    stage.show("BGP from lb1", bgp_difference(before, after))
     stage.show("route changes", f"{len(changes)} in the ToR's kernel")
-    stage.note(
-        route_changes=changes, bgp_before=vars(before), bgp_after=vars(after), carried_without_agent=without_agent
-    )
+    stage.note(route_changes=changes, bgp_before=vars(before), bgp_after=vars(after), without_agent=without_agent)
     stage.require(not load.ledger.failures, f"{len(load.ledger.failures)} requests failed: {load.ledger.by_error}")
     stage.require(without_agent["lb1"], "lb1 carried nothing while its agent was away")
     stage.require(not changes, "the route flapped: " + "; ".join(changes))
@@ -215,7 +219,7 @@ def lose_host(lab: Lab, stage: Stage) -> None:
         lab.hosts["lb1"].power_off()
         hosts = lab.wait_routes(address, ("lb2",))
         gone = time.monotonic()
-        bgp = wait_for(
+        paths = wait_for(
             "bgpd to forget lb1's path",
             lambda: lab.tor.learned_from(address),
             until=lambda seen: "lb1" not in seen,
@@ -223,19 +227,19 @@ def lose_host(lab: Lab, stage: Stage) -> None:
         )
         time.sleep(3.0)
     settled = load.ledger.between(gone)
-    stage.show("route", f"to {' '.join(hosts)} alone after {(gone - lost) * 1000:.0f} ms; BGP paths: {counts_of(bgp)}")
+    gone_ms = (gone - lost) * 1000
+    stage.show("route", f"to {' '.join(hosts)} alone after {gone_ms:.0f} ms; BGP paths: {', '.join(paths) or 'none'}")
     tell(stage, load.ledger, lab.tap.carriers(load.ledger))
-    stage.show(
-        "after the change",
-        f"{settled.sent} requests, {len(settled.failures)} failed; {counts(lab.tap.carriers(settled))}",
-    )
+    tell_settled(stage, settled, lab.tap.carriers(settled))
     note_routes(lab, stage, address)
-    stage.note(ms_to_route_gone=round((gone - lost) * 1000, 1), after_route_gone=settled.summary())
+    stage.note(ms_to_route_gone=round(gone_ms, 1))
     stage.require(not settled.failures, f"requests failed after the route had gone: {settled.by_error}")
 
 
-def counts_of(paths: dict[str, str]) -> str:
-    return ", ".join(f"{name} via {hop}" for name, hop in paths.items()) or "none"
+def tell_settled(stage: Stage, settled: Ledger, carriers: dict[str, int]) -> None:
+    """The part of a ledger that was sent after the ToR had changed its route."""
+    stage.show("after the change", f"{settled.sent} requests, {len(settled.failures)} failed; {counts(carriers)}")
+    stage.note(after_the_change={**settled.summary(), "by_lb_host": carriers})
 
 
 def bring_host_back(lab: Lab, stage: Stage) -> None:
@@ -248,36 +252,37 @@ def bring_host_back(lab: Lab, stage: Stage) -> None:
         lab.wait_routes(address, tuple(lab.hosts), limit_s=60)
         back = time.monotonic()
         time.sleep(2.0)
-    settled = load.ledger.between(back + 0.2)
+    settled = load.ledger.between(back)
     carriers = lab.tap.carriers(settled)
     stage.show("route", f"to both hosts {back - started:.1f} s after power came back")
     tell(stage, load.ledger, lab.tap.carriers(load.ledger))
-    stage.show("after the change", f"{settled.sent} requests, {len(settled.failures)} failed; {counts(carriers)}")
+    tell_settled(stage, settled, carriers)
     note_routes(lab, stage, address)
-    stage.note(s_to_route_back=round(back - started, 2), after_route_back={**settled.summary(), "by_lb_host": carriers})
+    stage.note(s_to_route_back=round(back - started, 2))
     stage.require(not settled.failures, f"requests failed after lb1 was back: {settled.by_error}")
     stage.require(carriers["lb1"], "lb1 is announced but carried nothing")
 
 
 def delete_service(lab: Lab, stage: Stage) -> None:
     """The Service is deleted"""
-    address = lab.address_of(SERVICE)
+    addresses = lab.addresses_of(SERVICE)
     begun = time.monotonic()
     lab.api.delete_service(SERVICE)
-    lab.wait_routes(address, ())
+    for address in addresses:
+        lab.wait_routes(address, ())
+        note_routes(lab, stage, address)
     gone_ms = (time.monotonic() - begun) * 1000
-    stage.show("route", f"gone from the ToR after {gone_ms:.0f} ms")
-    stage.show("vtysh", lab.tor.route_shown(address))
+    stage.show("routes", f"gone from the ToR after {gone_ms:.0f} ms")
+    stage.show("vtysh", lab.tor.route_shown(addresses[0]))
     for host in lab.hosts.values():
-        wait_for(f"the kernel of {host.name} to forget the VIP", host.vips, until=is_empty, limit_s=15, logs=host.logs)
+        wait_for(f"the kernel of {host.name} to forget the VIPs", host.vips, until=is_empty, limit_s=15, logs=host.logs)
+        keys = [key for address in addresses for key in host.kernel_keys(address)]
+        stage.require(not keys, f"{host.name}: the pinned maps still hold {keys}")
     forgotten_ms = (time.monotonic() - begun) * 1000
-    stage.show("kernels", f"hold no VIP any more, {forgotten_ms:.0f} ms after the deletion")
-    ledger = burst(lab.client, address, HTTP, count=3, rate=10)
+    stage.show("kernels", f"hold no key of them any more, seen {forgotten_ms:.0f} ms after the deletion")
+    ledger = burst(lab.client, addresses[0], HTTP, count=1)
     stage.show("the client gets", counts(ledger.by_error))
-    note_routes(lab, stage, address)
-    stage.note(
-        ms_to_route_gone=round(gone_ms, 1), ms_to_unprogrammed=round(forgotten_ms, 1), client_sees=ledger.by_error
-    )
+    stage.note(ms_to_routes_gone=round(gone_ms, 1), ms_to_kernels_empty=round(forgotten_ms, 1), client=ledger.by_error)
     stage.require(len(ledger.failures) == ledger.sent, "the address still answers")
 
 

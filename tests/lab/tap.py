@@ -16,7 +16,7 @@ TABLE = "lab_tap"
 
 
 class Tap:
-    """``carriers(ledger)`` counts requests by LB host. A flow that moved counts for the host it went to first."""
+    """Notes live for 15 minutes; a client port that is used again within them may have been seen on both links."""
 
     def __init__(self, tor: Namespace, lbs: Iterable[LbAddresses]) -> None:
         self.tor = tor
@@ -36,28 +36,25 @@ class Tap:
         chain = "chain forward { type filter hook forward priority 0; policy accept; " + "; ".join(rules) + "; }"
         self.tor.run("nft", "-f", "-", text=f"table inet {TABLE} {{\n" + "\n".join([*sets, chain]) + "\n}\n")
 
-    def clear(self) -> None:
-        self.tor.run("nft", "-f", "-", text=f"delete table inet {TABLE}\n")
-        self.start()
-
-    def ports_by_host(self) -> dict[str, set[int]]:
-        """Client ports noted on each link."""
+    def clients_by_host(self) -> dict[str, set[tuple[str, int]]]:
+        """Client addresses and ports noted on each link."""
         listed = json.loads(self.tor.run("nft", "-j", "list", "table", "inet", TABLE))["nftables"]
-        ports: dict[str, set[int]] = {name: set() for name in self.names}
+        clients: dict[str, set[tuple[str, int]]] = {name: set() for name in self.names}
         for item in listed:
             if "set" in item:
                 host = item["set"]["name"].rpartition("_")[0]
                 for element in item["set"].get("elem", ()):
                     value = element["elem"]["val"] if "elem" in element else element
-                    ports[host].add(value["concat"][1])
-        return ports
+                    address, port = value["concat"]
+                    clients[host].add((address, port))
+        return clients
 
     def carriers(self, ledger: Ledger) -> dict[str, int]:
-        """Answered requests by LB host; ``unseen`` when the ToR noted none for a client port."""
-        ports = self.ports_by_host()
+        """Answered requests by LB host; ``unseen`` or ``several`` when the ToR noted no host, or more than one."""
+        clients = self.clients_by_host()
         counted: Counter[str] = Counter(dict.fromkeys(self.names, 0))
         for request in ledger.requests:
             if request.ok:
-                seen = [name for name in self.names if request.source_port in ports[name]]
-                counted[seen[0] if seen else "unseen"] += 1
+                seen = [name for name in self.names if request.client in clients[name]]
+                counted[seen[0] if len(seen) == 1 else "several" if seen else "unseen"] += 1
         return dict(sorted(counted.items()))

@@ -116,8 +116,8 @@ def test_a_deleted_service_is_withdrawn_before_it_is_unprogrammed(tier: Lab, ser
         time.sleep(1.0)
     # Unprogrammed first, requests would reach an LB host and die there; withdrawn first, the ToR never sends them.
     # One request may have been under way at that moment.
-    sent_to_hosts = set().union(*tier.tap.ports_by_host().values())
-    died_at_hosts = [one for one in load.ledger.failures if one.source_port in sent_to_hosts]
+    sent_to_hosts = set().union(*tier.tap.clients_by_host().values())
+    died_at_hosts = [one for one in load.ledger.failures if one.client in sent_to_hosts]
     assert len(load.ledger.failures) > 50
     assert len(died_at_hosts) <= 1, died_at_hosts
     wait_for(

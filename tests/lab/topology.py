@@ -20,6 +20,8 @@ from tests.lab.netns import Namespace, Port, cable
 
 VIP_RANGES = ("203.0.113.0/24", "2001:db8:f::/112")
 """What the ToR accepts from LB hosts, as /32 and /128."""
+POOLS = ("203.0.113.1-203.0.113.99", "2001:db8:f::1-2001:db8:f::99")
+"""What the LB hosts give to Services."""
 POD_RANGES = ("10.244.0.0/16", "fd00:244::/32")
 TOR_ASN = 65101
 LB_ASN = 65001

@@ -26,13 +26,16 @@ TCP_INFO_TOTAL_RETRANS = 100  # offset of tcpi_total_retrans in struct tcp_info,
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Request:
-    """One request. ``sent_s`` is monotonic; ``error`` is empty when the whole answer came."""
+    """One request. ``sent_s`` is monotonic; ``error`` is empty when the whole answer came.
+
+    ``client`` is our own address and port.
+    """
 
     sent_s: float
     duration_s: float
     error: str = ""
     answer: dict[str, Any] = field(default_factory=dict)
-    source_port: int = 0
+    client: tuple[str, int] = ("", 0)
     retransmits: int = 0
 
     @property
@@ -120,7 +123,7 @@ async def get(address: str, port: int, *, timeout_s: float = 2.0, path: str = "/
             error = os.strerror(problem.errno) if problem.errno else repr(problem)  # asyncio words it differently
         except ValueError as problem:
             error = f"not an answer: {problem}"
-        source_port = sock.getsockname()[1]
+        client = sock.getsockname()[:2]
         numbers = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, TCP_INFO_TOTAL_RETRANS + 4)
         (retransmits,) = struct.unpack_from("=I", numbers, TCP_INFO_TOTAL_RETRANS)
     return Request(
@@ -128,7 +131,7 @@ async def get(address: str, port: int, *, timeout_s: float = 2.0, path: str = "/
         duration_s=time.monotonic() - sent_s,
         error=error,
         answer=answer,
-        source_port=source_port,
+        client=client,
         retransmits=retransmits,
     )
 
