@@ -40,14 +40,14 @@ class Probed(Protocol):
 
 
 class _Course:
-    """A target's life here. ``hung``: its last attempt ran into the timeout."""
+    """A target's life here. ``is_slow``: its last attempt ran into the timeout."""
 
-    __slots__ = ("due", "hung", "question", "state")
+    __slots__ = ("due", "is_slow", "question", "state")
 
     def __init__(self, question: Question, *, due: float) -> None:
         self.question = question
         self.due = due
-        self.hung = False
+        self.is_slow = False
         self.state: State | None = None
 
 
@@ -57,8 +57,8 @@ class Prober:
     ``clock`` gives monotonic seconds, ``source`` numbers in [0, 1). ``changed`` is called when what is
     believed of a target changes, or its weight, or whether it flaps; ``probed`` after every attempt.
 
-    Targets that hang may fill half of the places under way (``concurrency``), never all: the others
-    are probed in time whatever those do.
+    Slow targets share half of the places under way (``concurrency``): a target that answers is probed
+    in time, however many others hang. Those that begin to hang may be in the way for one timeout.
     """
 
     def __init__(
@@ -79,15 +79,15 @@ class Prober:
         self._course_by_target: dict[ProbeTarget, _Course] = {}
         self._pulse_by_target: dict[ProbeTarget, Pulse] = {}
         self._untried: set[ProbeTarget] = set()
-        # When: a heap by due time (the number keeps courses from being compared), and those of hung
-        # targets that are due. A course that is no longer wanted stays in there until its turn comes.
+        # When: a heap by due time (the number keeps courses from being compared), and the slow ones that
+        # are due and wait for a place. A course that is no longer wanted stays there until its turn comes.
         self._due: list[tuple[float, int, _Course]] = []
-        self._hung_due: deque[_Course] = deque()
+        self._slow_due: deque[_Course] = deque()
         self._number = itertools.count()
         self._begin_at = -math.inf
-        # Under way: by descriptor, those at hung targets, and all in the order of their deadlines.
+        # Under way: by descriptor, those at slow targets, and all in the order of their deadlines.
         self._attempt_by_fd: dict[int, Attempt] = {}
-        self._hung_fds: set[int] = set()
+        self._slow_fds: set[int] = set()
         self._deadlines: deque[Attempt] = deque()
         self._poller = select.epoll()
         self._ready_fds: list[int] = []
@@ -179,9 +179,9 @@ class Prober:
         if now >= self._begin_at:
             self._begin(now)
         times = [attempt.deadline for attempt in itertools.islice(self._deadlines, 1)]
-        if self._may_begin(hung=True) and self._hung_due:
+        if self._may_begin(slow=True) and self._slow_due:
             times.append(self._begin_at)
-        if self._may_begin(hung=False) and self._due:
+        if self._may_begin(slow=False) and self._due:
             times.append(max(self._begin_at, self._due[0][0]))
         return max(0.0, min(times) - now) if times else None
 
@@ -199,22 +199,22 @@ class Prober:
         while self._deadlines and (self._deadlines[0].is_over or self._deadlines[0].deadline <= now):
             attempt = self._deadlines.popleft()
             if not attempt.is_over:
-                self._end(attempt, attempt.expire(), now, hung=True)
+                self._end(attempt, attempt.expire(), now, slow=True)
 
     def _begin(self, now: float) -> None:
         self._begin_at = now + BATCH_S
-        while self._hung_due and self._may_begin(hung=True):
-            self._begin_one(self._hung_due.popleft(), now)
-        while self._due and self._due[0][0] <= now and self._may_begin(hung=False):
+        while self._slow_due and self._may_begin(slow=True):
+            self._begin_one(self._slow_due.popleft(), now)
+        while self._due and self._due[0][0] <= now and self._may_begin(slow=False):
             course = heapq.heappop(self._due)[2]
-            if course.hung and not self._may_begin(hung=True):
-                self._hung_due.append(course)
+            if course.is_slow and not self._may_begin(slow=True):
+                self._slow_due.append(course)
             else:
                 self._begin_one(course, now)
 
-    def _may_begin(self, *, hung: bool) -> bool:
+    def _may_begin(self, *, slow: bool) -> bool:
         places = self._settings.concurrency
-        if hung and len(self._hung_fds) >= max(1, places // 2):
+        if slow and len(self._slow_fds) >= max(1, places // 2):
             return False
         return len(self._attempt_by_fd) < places
 
@@ -239,22 +239,22 @@ class Prober:
             return
         self._attempt_by_fd[attempt.fd] = attempt
         self._deadlines.append(attempt)
-        if course.hung:
-            self._hung_fds.add(attempt.fd)
+        if course.is_slow:
+            self._slow_fds.add(attempt.fd)
 
     def _push(self, course: _Course) -> None:
         heapq.heappush(self._due, (course.due, next(self._number), course))
 
-    def _end(self, attempt: Attempt, outcome: Outcome, now: float, *, hung: bool = False) -> None:
+    def _end(self, attempt: Attempt, outcome: Outcome, now: float, *, slow: bool = False) -> None:
         self._attempt_by_fd.pop(attempt.fd, None)
-        self._hung_fds.discard(attempt.fd)
+        self._slow_fds.discard(attempt.fd)
         target = attempt.question.target
         self._probed(target.kind, outcome=outcome.answer.value, took_s=now - attempt.began)
         course = self._course_by_target.get(target)
         if course is None:
             return  # no longer wanted
         self._note_untried(target, outcome)
-        course.hung = hung
+        course.is_slow = slow
         before = course.state
         course.state = judge(before, outcome, now=now, rise=self._settings.rise, fall=self._settings.fall)
         if course.state is not None and course.state is not before:
