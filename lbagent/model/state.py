@@ -56,6 +56,9 @@ class Settings:
     guard_withdraw_share: float = 1.0
     guard_withdraw_at_least: int = 10
     panic_keep: bool = False
+    proxy_port: int = 10256
+    node_port_probes: int = 2000
+    node_drain_s: float = 30.0
     namespace_quota: Mapping[str, int] = field(default_factory=dict, hash=False)
 
 
@@ -79,11 +82,10 @@ class Snapshot:
     nodes: Mapping[str, Node] = field(default_factory=dict)
     namespace_labels: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     health: Mapping[ProbeTarget, Pulse] = field(default_factory=dict)
+    leaving: Mapping[str, float] = field(default_factory=dict)  # excluded or deleted nodes that drain until then
     unreachable: frozenset[str] = frozenset()  # node addresses without a resolved next hop here
     unproven: Mapping[Vip, str] = field(default_factory=dict)  # what the last proof found wrong
-    pending: Mapping[ServiceKey, Assignment] = field(
-        default_factory=dict
-    )  # status writes under way: taken, not yet held
+    pending: Mapping[ServiceKey, Assignment] = field(default_factory=dict)  # status writes under way: taken, not held
     reservations: Mapping[str, Reservation] = field(default_factory=dict)
 
 

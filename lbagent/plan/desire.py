@@ -31,7 +31,7 @@ from lbagent.plan.assign import (
     claim,
     is_settled,
 )
-from lbagent.plan.eligible import Choice, Eligibility, Readings, Selection, usable
+from lbagent.plan.eligible import Choice, Eligibility, Probes, Selection, usable
 from lbagent.plan.pools import index
 from lbagent.plan.request import NO_WISH, Request
 from lbagent.plan.ring import Rings
@@ -97,7 +97,8 @@ class Memory:
 
     def choice(self, snapshot: Snapshot) -> Choice:
         """The Choice among the nodes; its answers are kept while the nodes stay as they are."""
-        eligibility = Eligibility(snapshot.nodes, snapshot.unreachable, snapshot.settings.panic_keep)
+        leaving = frozenset(name for name, until in snapshot.leaving.items() if until > snapshot.now)
+        eligibility = Eligibility(snapshot.nodes, snapshot.unreachable, leaving, snapshot.settings.panic_keep)
         if self._eligibility != eligibility:
             self._eligibility = eligibility
         return Choice(self._eligibility, snapshot.health)
@@ -120,7 +121,7 @@ class Memory:
         return served
 
 
-def _probes(service: Service, choice: Choice) -> tuple[tuple[Readings, Readings], ...]:
+def _probes(service: Service, choice: Choice) -> tuple[Probes, ...]:
     if not choice.readings:
         return ()
     return tuple(choice.probes(service, protocol=p.protocol, node_port=p.node_port) for p in service.ports)

@@ -2,10 +2,8 @@
 """Which nodes serve a Service port, with which weight, in which state.
 
 Sources: cloud-provider's service controller (exclude label, deletion, autoscaler taint), KEP-1669
-(terminating endpoints), KEP-3458 (NotReady alone removes nobody), KEP-3836 (kube-proxy health).
-
-Health is the fusion of what the API says, what kube-proxy on the node says, what our own probe of
-the node port says, and whether this host has a next hop at all; the worst one decides.
+(terminating endpoints), KEP-3458 (NotReady alone removes nobody). What probes say is weighed
+against what the API says in ``plan.health``.
 """
 
 from collections.abc import Iterable, Mapping
@@ -15,6 +13,7 @@ from lbagent.model.reason import Reason
 from lbagent.model.service import Endpoint, Node, Protocol, Service, TrafficPolicy
 from lbagent.model.state import ProbeTarget, Pulse
 from lbagent.model.vip import Backend, BackendState
+from lbagent.plan.health import Sign, Slices, fuse, sign, worst
 from lbagent.plan.ring import fingerprint
 
 EXCLUDE_LABEL = "node.kubernetes.io/exclude-from-external-load-balancers"
@@ -26,12 +25,20 @@ _FALSE_WORDS = frozenset({"0", "f", "F", "false", "FALSE", "False"})  # Go's str
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Candidate:
-    """An eligible node at the address it is reached at. ``why`` says what made it less than active."""
+    """An eligible node at the address it is reached at. ``leaving`` says why it drains, '' when it does not."""
 
     address: str
     node: str
-    state: BackendState = BackendState.ACTIVE
-    why: str = ""
+    has_hop: bool = True
+    leaving: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finding:
+    """Why a backend is in its state: what decided, and in words."""
+
+    source: str
+    why: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,19 +49,30 @@ class Selection:
     fingerprint: str = ""
     reason: Reason | None = None
     detail: str = ""
-    why_by_address: Mapping[str, str]
+    finding_by_address: Mapping[str, Finding] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
 class Readings:
-    """What one kind of probe says on one port: addresses found down, and those that are closing."""
+    """What one kind of probe says on one port: addresses by sign; silence is not noted."""
 
     down: frozenset[str] = frozenset()
     closing: frozenset[str] = frozenset()
     up: frozenset[str] = frozenset()
 
+    def sign(self, address: str) -> Sign:
+        """What it says of one node."""
+        if address in self.down:
+            return Sign.DOWN
+        if address in self.closing:
+            return Sign.CLOSING
+        return Sign.UP if address in self.up else Sign.SILENT
+
 
 NO_READINGS = Readings()
+
+Probes = tuple[Readings, ...]
+"""Our own probe of the node port, then kube-proxy's answers."""
 
 
 def is_excluded(node: Node) -> bool:
@@ -77,34 +95,50 @@ def node_address(node: Node, *, family: int, address_type: str) -> str:
 
 
 def candidates(
-    nodes: Mapping[str, Node], unreachable: frozenset[str], *, family: int, address_type: str
+    nodes: Mapping[str, Node],
+    unreachable: frozenset[str],
+    leaving: frozenset[str] = frozenset(),
+    *,
+    family: int,
+    address_type: str,
 ) -> tuple[Candidate, ...]:
-    """Eligible nodes sorted by address. Of nodes that claim one address the first by name counts."""
+    """Eligible nodes sorted by address. Of nodes that claim one address the first by name counts.
+
+    ``leaving``: nodes that were eligible a moment ago; they drain before they are gone.
+    """
     found: dict[str, Candidate] = {}
     for name in sorted(nodes):
         node = nodes[name]
-        if is_excluded(node):
+        if is_excluded(node) and name not in leaving:
             continue
         address = node_address(node, family=family, address_type=address_type)
         if not address or address in found:
             continue
-        if address in unreachable:
-            state, why = BackendState.DOWN, "no next hop from this host"
-        elif DRAIN_TAINT in node.taints:
-            state, why = BackendState.DRAINING, f"taint {DRAIN_TAINT}"
-        else:
-            state, why = BackendState.ACTIVE, ""
-        found[address] = Candidate(address=address, node=name, state=state, why=why)
+        found[address] = Candidate(
+            address=address, node=name, has_hop=address not in unreachable, leaving=_why_leaving(node)
+        )
     return tuple(found[address] for address in sorted(found))
+
+
+def _why_leaving(node: Node) -> str:
+    if node.deleting:
+        return "the node is being deleted"
+    if is_excluded(node):
+        return f"label {EXCLUDE_LABEL}"
+    return f"taint {DRAIN_TAINT}" if DRAIN_TAINT in node.taints else ""
 
 
 def readings_by_probe(health: Mapping[ProbeTarget, Pulse]) -> dict[tuple[str, int], Readings]:
     """Probe results by (kind, port), so that a Service looks at its own ports only."""
-    sets: dict[tuple[str, int], tuple[set[str], set[str], set[str]]] = {}
+    sets: dict[tuple[str, int], dict[Sign, set[str]]] = {}
     for target, pulse in health.items():
-        down, closing, up = sets.setdefault((target.kind, target.port), (set(), set(), set()))
-        (up if pulse.up else closing if pulse.closing else down).add(target.address)
-    return {probe: Readings(*map(frozenset, found)) for probe, found in sets.items()}
+        said = sign(pulse)
+        if said is not Sign.SILENT:
+            sets.setdefault((target.kind, target.port), {}).setdefault(said, set()).add(target.address)
+    return {
+        probe: Readings(*(frozenset(found.get(said, ())) for said in (Sign.DOWN, Sign.CLOSING, Sign.UP)))
+        for probe, found in sets.items()
+    }
 
 
 def weight(ready: int) -> int:
@@ -125,11 +159,13 @@ class Usable:
 
     ``ready_by_node`` counts what takes new connections; ``closing`` are nodes that have only
     endpoints which still serve while they terminate. Endpoints without a node count for ``anywhere``.
+    ``is_fallback``: nothing is ready, so those that terminate take new connections.
     """
 
     anywhere: bool
     ready_by_node: Mapping[str, int]
-    closing: frozenset[str]
+    closing: frozenset[str] = frozenset()
+    is_fallback: bool = False
 
 
 def usable(endpoints: Iterable[Endpoint], *, family: int) -> Usable:
@@ -153,7 +189,7 @@ def usable(endpoints: Iterable[Endpoint], *, family: int) -> Usable:
         if rank == top and node:
             count_by_node[node] = count_by_node.get(node, 0) + 1
     closing = frozenset(node for _, node in best.values() if node and node not in count_by_node)
-    return Usable(bool(best), count_by_node, closing)
+    return Usable(bool(best), count_by_node, closing, is_fallback=top == 1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,6 +198,7 @@ class Eligibility:
 
     nodes: Mapping[str, Node]
     unreachable: frozenset[str] = frozenset()
+    leaving: frozenset[str] = frozenset()
     panic_keep: bool = False
     candidates_by_kind: dict[tuple[int, str], tuple[Candidate, ...]] = field(default_factory=dict, compare=False)
     selections: dict[tuple[object, ...], Selection] = field(default_factory=dict, compare=False)
@@ -171,7 +208,7 @@ class Eligibility:
         key = (family, address_type)
         if key not in self.candidates_by_kind:
             self.candidates_by_kind[key] = candidates(
-                self.nodes, self.unreachable, family=family, address_type=address_type
+                self.nodes, self.unreachable, self.leaving, family=family, address_type=address_type
             )
         return self.candidates_by_kind[key]
 
@@ -183,18 +220,17 @@ class Choice:
         self.eligibility = eligibility
         self.readings = readings_by_probe(health)
 
-    def probes(self, service: Service, *, protocol: Protocol, node_port: int) -> tuple[Readings, Readings]:
-        """(our own probe of the node port, kube-proxy's opinion) on one port of a Service."""
+    def probes(self, service: Service, *, protocol: Protocol, node_port: int) -> Probes:
+        """What bears on one port of a Service; empty when nothing is probed."""
         if not self.readings:
-            return NO_READINGS, NO_READINGS
-        own = self.readings.get(("tcp", node_port), NO_READINGS) if protocol is Protocol.TCP else NO_READINGS
-        proxy = self.readings.get(("proxy", PROXY_PORT), NO_READINGS)
+            return ()
+        found = [
+            self.readings.get(("tcp", node_port), NO_READINGS) if protocol is Protocol.TCP else NO_READINGS,
+            self.readings.get(("proxy", PROXY_PORT), NO_READINGS),
+        ]
         if service.external_traffic_policy is TrafficPolicy.LOCAL and service.health_check_node_port:
-            local = self.readings.get(("local", service.health_check_node_port), NO_READINGS)
-            down = proxy.down | local.down
-            closing = (proxy.closing | local.closing) - down
-            proxy = Readings(down, closing, (proxy.up | local.up) - down - closing)
-        return own, proxy
+            found.append(self.readings.get(("local", service.health_check_node_port), NO_READINGS))
+        return tuple(found)
 
     def select(
         self,
@@ -207,94 +243,89 @@ class Choice:
         node_port: int,
     ) -> Selection:
         """The backends of one Vip of ``service``."""
-        own, proxy = self.probes(service, protocol=protocol, node_port=node_port)
+        probes = self.probes(service, protocol=protocol, node_port=node_port)
         shares: tuple[tuple[str, int], ...] | None = None
         closing: frozenset[str] = frozenset()
         if service.external_traffic_policy is TrafficPolicy.LOCAL:
             shares = tuple(sorted(usable_endpoints.ready_by_node.items()))
             closing = usable_endpoints.closing
-        key = (family, address_type, usable_endpoints.anywhere, shares, closing, own, proxy)
+            if usable_endpoints.is_fallback:
+                probes = probes[:2]  # healthCheckNodePort counts ready endpoints only: its 503 says nothing new
+        key = (family, address_type, usable_endpoints.anywhere, shares, closing, probes)
         selections = self.eligibility.selections
         if key not in selections:
             if len(selections) >= SELECTIONS_KEPT:
                 selections.clear()
-            selections[key] = self._select(
-                self.eligibility.candidates(family=family, address_type=address_type),
-                usable_endpoints.anywhere,
-                shares=None if shares is None else dict(shares),
-                closing=closing,
-                own=own,
-                proxy=proxy,
-            )
+            eligible = self.eligibility.candidates(family=family, address_type=address_type)
+            if not usable_endpoints.anywhere:
+                selections[key] = Selection(reason=Reason.NO_ENDPOINTS)
+            elif shares is None:
+                everybody = [Chosen(candidate, 1, Slices.READY) for candidate in eligible]
+                selections[key] = judge(everybody, probes, panic_keep=self.eligibility.panic_keep)
+            else:
+                local = choose_local(eligible, dict(shares), closing)
+                selections[key] = judge(local, probes, panic_keep=self.eligibility.panic_keep)
         return selections[key]
 
-    def _select(
-        self,
-        eligible: tuple[Candidate, ...],
-        anywhere: bool,
-        *,
-        shares: Mapping[str, int] | None,
-        closing: frozenset[str],
-        own: Readings,
-        proxy: Readings,
-    ) -> Selection:
-        if not anywhere:
-            return Selection(reason=Reason.NO_ENDPOINTS, why_by_address={})
-        chosen: list[tuple[Candidate, int]] = []
-        for candidate in eligible:
-            if shares is None:
-                chosen.append((candidate, 1))
-            elif candidate.node in shares:
-                chosen.append((candidate, weight(shares[candidate.node])))
-            elif candidate.node in closing:
-                chosen.append((_worse(candidate, BackendState.DRAINING, "only terminating endpoints"), 1))
-        if not chosen:
-            detail = "" if shares is None else f"no eligible node among those with endpoints: {_some(shares)}"
-            return Selection(reason=Reason.NO_NODES, detail=detail, why_by_address={})
-        judged = [(_fuse(candidate, own, proxy), share) for candidate, share in chosen]
-        detail = ""
-        if self.eligibility.panic_keep and not _any_active(judged) and _any_active(chosen):
-            judged, detail = chosen, "every probe says down; the API is believed instead (panic)"
-        backends = tuple(Backend(address=c.address, node=c.node, weight=w, state=c.state) for c, w in judged)
-        reason = None if _any_active(judged) else Reason.NO_HEALTHY_BACKENDS
-        if reason:
-            detail = "; ".join(sorted({c.why for c, _ in judged if c.why}))
-        return Selection(
-            backends=backends,
-            fingerprint=fingerprint(backends),
-            reason=reason,
-            detail=detail,
-            why_by_address={c.address: c.why for c, _ in judged if c.why},
-        )
+
+@dataclass(frozen=True, slots=True)
+class Chosen:
+    """A candidate that the policy admits, with its weight and what the EndpointSlices say of it."""
+
+    candidate: Candidate
+    weight: int
+    slices: Slices
 
 
-def _fuse(candidate: Candidate, own: Readings, proxy: Readings) -> Candidate:
-    """Our own probe moves flows at once; kube-proxy alone only stops new ones while the port answers."""
-    address = candidate.address
-    if address in own.down:
-        return _worse(candidate, BackendState.DOWN, "node port does not answer")
-    if address in proxy.closing:
-        return _worse(candidate, BackendState.DRAINING, "kube-proxy wants no new connections")
-    if address in proxy.down:
-        if address in own.up:
-            return _worse(candidate, BackendState.DRAINING, "kube-proxy does not answer")
-        return _worse(candidate, BackendState.DOWN, "kube-proxy does not answer")
-    return candidate
+def choose_local(
+    eligible: Iterable[Candidate], ready_by_node: Mapping[str, int], closing: frozenset[str]
+) -> list[Chosen]:
+    """Policy Local: nodes with ready endpoints by their number; those with closing ones only drain."""
+    chosen = []
+    for candidate in eligible:
+        if candidate.node in ready_by_node:
+            chosen.append(Chosen(candidate, weight(ready_by_node[candidate.node]), Slices.READY))
+        elif candidate.node in closing:
+            chosen.append(Chosen(candidate, 1, Slices.CLOSING))
+    return chosen
 
 
-_RANK = {BackendState.ACTIVE: 0, BackendState.DRAINING: 1, BackendState.DOWN: 2}
+def judge(chosen: list[Chosen], probes: Probes, *, panic_keep: bool) -> Selection:
+    """The state of every chosen node, and whether anybody is left for new connections.
+
+    Panic: when probes leave nobody active whom the API would have active, the API may be believed
+    instead, for a probe that is wrong is likelier than a whole cluster that is.
+    """
+    if not chosen:
+        return Selection(reason=Reason.NO_NODES)
+    detail = ""
+    judged = [_judge_one(c, probes) for c in chosen]
+    if panic_keep and probes and not _any_active(judged):
+        believed = [_judge_one(c, ()) for c in chosen]
+        if _any_active(believed):
+            judged, detail = believed, "probes leave no backend; the API is believed instead (panic)"
+    backends = tuple(
+        Backend(address=c.candidate.address, node=c.candidate.node, weight=c.weight, state=state)
+        for c, (state, _) in zip(chosen, judged, strict=True)
+    )
+    reason = None if _any_active(judged) else Reason.NO_HEALTHY_BACKENDS
+    return Selection(
+        backends=backends,
+        fingerprint=fingerprint(backends),
+        reason=reason,
+        detail="; ".join(sorted({finding.why for _, finding in judged})) if reason else detail,
+        finding_by_address={c.candidate.address: finding for c, (_, finding) in zip(chosen, judged, strict=True)},
+    )
 
 
-def _worse(candidate: Candidate, state: BackendState, why: str) -> Candidate:
-    if _RANK[state] <= _RANK[candidate.state]:
-        return candidate
-    return Candidate(address=candidate.address, node=candidate.node, state=state, why=why)
+def _judge_one(chosen: Chosen, probes: Probes) -> tuple[BackendState, Finding]:
+    candidate = chosen.candidate
+    own, *proxy = (readings.sign(candidate.address) for readings in probes or (NO_READINGS,))
+    rule = fuse(hop=candidate.has_hop, slices=chosen.slices, node_port=own, kube_proxy=worst(proxy))
+    if rule.state is BackendState.ACTIVE and candidate.leaving:
+        return BackendState.DRAINING, Finding(source="node", why=candidate.leaving)
+    return rule.state, Finding(source=rule.source, why=rule.why)
 
 
-def _any_active(chosen: list[tuple[Candidate, int]]) -> bool:
-    return any(candidate.state is BackendState.ACTIVE for candidate, _ in chosen)
-
-
-def _some(names: Iterable[str]) -> str:
-    listed = sorted(names)
-    return ", ".join(listed[:5]) + (f" and {len(listed) - 5} more" if len(listed) > 5 else "")
+def _any_active(judged: Iterable[tuple[BackendState, Finding]]) -> bool:
+    return any(state is BackendState.ACTIVE for state, _ in judged)
