@@ -19,7 +19,7 @@ from lbagent import assets, log
 from lbagent.config import Attach, Paths, Xdp
 from lbagent.errors import XdpError
 from lbagent.model.vip import Forward, Ring, Vip
-from lbagent.xdp import bpf, maps, pins, proof, snat, testrun
+from lbagent.xdp import bpf, drift, maps, pins, proof, snat, testrun
 from lbagent.xdp.bpf import KernelRefused
 from lbagent.xdp.compile import build
 from lbagent.xdp.counters import Count, Counters
@@ -28,6 +28,7 @@ from lbagent.xdp.nexthop import DEFAULT4, DEFAULT6, NextHop, NextHops
 from lbagent.xdp.verdict import Verdict
 
 _LOG = log.get("xdp")
+_REPAIR_S = 5.0
 _JUMBO_MTU = 3506  # what fits in one page with XDP's head room and tail (facts, trap 4)
 
 
@@ -36,7 +37,8 @@ class Held:
     """What the kernel holds now. ``unproven``: what is wrong with a VIP's forwarding, in words.
 
     ``attached``: interface -> mode, of those that run exactly our program. ``obstacles``: why an
-    interface does not.
+    interface does not. ``repairs``: kernel entries found changed by somebody else since the daemon
+    started, VIPs apart: those the planner compares itself.
     """
 
     forwards: Mapping[Vip, Forward] = field(default_factory=dict)
@@ -45,6 +47,7 @@ class Held:
     unproven: Mapping[Vip, str] = field(default_factory=dict)
     attached: Mapping[str, Attach] = field(default_factory=dict)
     obstacles: Mapping[str, str] = field(default_factory=dict)
+    repairs: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,6 +78,8 @@ class Forwarder:
         self._nodes: frozenset[str] = frozenset()
         self._known: Mapping[str, NextHop] = {}
         self._settings: maps.Settings | None = None
+        self._repairs = 0
+        self._next_repair = 0.0
         self._obstacle_by_interface: dict[str, XdpError] = {}
         self._complaint_by_vip: dict[Vip, str] = {}  # '' proven; absent: not tried since it changed
         self._programs = Programs(paths.bpf / "programs")
@@ -113,6 +118,7 @@ class Forwarder:
         self._maps = pins.open_maps(self._paths.bpf, specs, self._live_map_ids())
         self._tables = maps.Tables(self._maps, sizes=sizes, tick_s=2 ** maps.tick_shift(hz) / hz, clock=self._clock)
         self._counters = Counters(self._maps, sizes=sizes)
+        self._rings = drift.Rings(self._maps)
         self._waiting = frozenset(self._tables.backend_ids())  # of an earlier daemon, not yet confirmed
         if own:
             snat.reserve_ports(low, high)
@@ -169,6 +175,7 @@ class Forwarder:
 
     def observed(self) -> Held:
         """Read back from the kernel; what has changed since its last proof is tried again here."""
+        self._repair()
         forwards = self._tables.read()
         self._attach()
         for vip in self._complaint_by_vip.keys() - forwards.keys():
@@ -184,6 +191,7 @@ class Forwarder:
             unproven={vip: complaint for vip, complaint in self._complaint_by_vip.items() if complaint},
             attached={name: a.mode for name, a in sorted(attached.items()) if a.program_id == self._program.id},
             obstacles={name: str(error) for name, error in self._obstacle_by_interface.items()},
+            repairs=self._repairs,
         )
 
     def program(self, forwards: Iterable[Forward], rings: Iterable[Ring]) -> dict[Vip, XdpError]:
@@ -295,6 +303,25 @@ class Forwarder:
         self._configure()
         self._complaint_by_vip.clear()
         return True
+
+    def _repair(self) -> None:
+        """Look, at most every few seconds, whether the maps still hold what we wrote."""
+        now = self._clock()
+        if now < self._next_repair:
+            return
+        self._next_repair = now + _REPAIR_S
+        found = [f"ring {fingerprint}" for fingerprint in self._rings.unname_spoilt()]
+        found += drift.changed_by(self._write_again, self._maps)
+        for what in found:
+            _LOG.warning("kernel entry repaired", what=what)
+        if found:
+            self._repairs += len(found)
+            self._complaint_by_vip.clear()
+
+    def _write_again(self) -> None:
+        if self._settings is not None:
+            self._tables.configure(self._settings)
+        self._write_hops()
 
     def _write_hops(self) -> None:
         """Every way as we know it; what is there already is not written again."""

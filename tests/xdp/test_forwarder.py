@@ -84,6 +84,12 @@ def attachments(held: Held) -> set[tuple[str, Attach]]:
     return set(held.attached.items())
 
 
+@pytest.fixture
+def no_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every observation looks for drift."""
+    monkeypatch.setattr("lbagent.xdp.forwarder._REPAIR_S", 0.0)
+
+
 # --- forwarding ----------------------------------------------------------------------------------
 
 
@@ -321,13 +327,50 @@ async def test_a_vip_that_somebody_changed_is_told_from_what_was_wanted(lane: La
         assert await answers(lane, 4)
 
 
-async def test_a_way_that_somebody_spoilt_is_written_again(lane: Lane):
+async def test_a_way_that_somebody_spoilt_is_written_again_and_counted(lane: Lane, no_wait: None):
     async with serving(lane) as forwarder:
+        assert forwarder.observed().repairs == 0
         with pinned(lane, "lb_backends") as backends, backends.map_memory() as memory:
             for number in forwarder._tables.backend_ids().values():
                 memory[number * 64 + 24 : number * 64 + 64] = bytes(40)  # both hops: interface and MACs
+        held = forwarder.observed()
+        assert (held.repairs, held.proven) == (1, {TCP_VIP, UDP_VIP})
+        assert await answers(lane) == {"node1", "node2"}
+
+
+@pytest.mark.parametrize("name", ["lb_config", "lb_filter", "lb_snats"])
+async def test_settings_that_somebody_spoilt_are_written_again(lane: Lane, no_wait: None, name: str):
+    async with serving(lane) as forwarder:
+        with pinned(lane, name) as table, table.map_memory() as memory:
+            memory[:] = bytes(len(memory[:]))
+        held = forwarder.observed()
+        assert (held.repairs, held.proven) == (1, {TCP_VIP, UDP_VIP})
+        assert await answers(lane) == {"node1", "node2"}
+
+
+@pytest.mark.parametrize("name", ["lb_rings", "lb_backends"])
+async def test_a_ring_that_somebody_spoilt_is_missed_and_given_again(lane: Lane, no_wait: None, name: str):
+    async with serving(lane) as forwarder:
+        assert forwarder.observed().rings == {BOTH.fingerprint}
+        with pinned(lane, name) as table, table.map_memory() as memory:
+            begin = 0 if name == "lb_backends" else 150_000  # behind the head of the first ring
+            memory[begin:] = bytes(len(memory[begin:]))
+        held = forwarder.observed()
+        assert held.repairs >= 1
+        assert {forward.ring for forward in held.forwards.values()} == {""}
+        forwarder.program([forward_to(BOTH), forward_to(BOTH, UDP_VIP)], [BOTH])
         assert forwarder.observed().proven == {TCP_VIP, UDP_VIP}
         assert await answers(lane) == {"node1", "node2"}
+
+
+async def test_what_we_change_ourselves_is_no_drift(lane: Lane, no_wait: None):
+    async with serving(lane) as forwarder:
+        for down in ([], [NODES[0]], NODES, []):
+            ring = ring_over(*NODES, down=down)
+            forwarder.program([forward_to(ring, vip) for vip in (TCP_VIP, UDP_VIP)], [ring])
+            assert forwarder.observed().repairs == 0
+        forwarder.unprogram([TCP_VIP])
+        assert forwarder.observed().repairs == 0
 
 
 async def test_an_interface_with_a_foreign_program_is_named_and_nothing_is_proven(lane: Lane):
