@@ -161,9 +161,9 @@ def objects(documents: Iterable[object]) -> Objects:
         label = f"document {number + 1}"
         try:
             kind, key = Field(document).text("kind"), name_of(document)
-            label = f"{kind} {key}"
             if not key.namespace:
                 key = ServiceKey("default", key.name)
+            label = f"{kind} {key}" if kind in ("Service", "EndpointSlice") else f"{kind} {key.name}"
             match kind:
                 case "Service":
                     found.services[key] = service(_with_namespace(document, key.namespace))

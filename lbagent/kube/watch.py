@@ -147,7 +147,8 @@ class Watch(Generic[Value]):
             self._must_list = True
             return self._broken("gone", error)
         except KubeSilent as error:
-            self._broken("silent", error)
+            self._metrics.watch_restarted(self.kind.name, cause="silent")
+            _log.debug("watch silent", resource=self.kind.name, error=str(error))
             return 0.0  # we have waited
         except KubeError as error:
             if self._lost_at is None:
