@@ -120,6 +120,9 @@ class Kubernetes(_Section):
     lease: LeaseConfig = LeaseConfig()
     watch_timeout_s: Seconds = Field(default=300, description="The server ends a watch after this time")
     request_timeout_s: Seconds = Field(default=10, description="Limit of every other request")
+    node_drain_s: float = Field(
+        default=30, ge=0, description="A node that is deleted or excluded keeps its connections this long"
+    )
     finalizer: bool = Field(default=True, description="Hold a deleted Service until its route is gone")
     stale_after_s: float = Field(
         default=0, ge=0, description="Age of the API's last answer that counts as stale; 0: never"
@@ -322,6 +325,19 @@ class Probe(_Section):
     fall: int = Field(default=3, ge=1, description="Failures that take a target down")
     concurrency: int = Field(default=256, ge=1, description="Probes under way at the same time")
     proxy_port: TcpPort = Field(default=10256, description="Port of kube-proxy's /healthz")
+    node_ports: int = Field(
+        default=2000, ge=0, description="Probe at most this many node ports by TCP connect, Service by Service"
+    )
+    panic: "Panic" = Field(
+        default="withdraw", validate_default=True, description="When probes leave no backend that the API would have"
+    )
+
+
+class Panic(StrEnum):
+    """Believe the probes, or the API."""
+
+    WITHDRAW = "withdraw"
+    FORWARD = "forward"
 
 
 class Guard(_Section):
@@ -383,6 +399,11 @@ class Config(_Section):
             cool_down_s=self.cool_down_s,
             settle_s=self.bgp.settle_s,
             guard_withdraw_share=self.guard.withdraw_share,
+            guard_withdraw_at_least=self.guard.withdraw_at_least,
+            panic_keep=self.probe.panic is Panic.FORWARD,
+            proxy_port=self.probe.proxy_port,
+            node_port_probes=self.probe.node_ports,
+            node_drain_s=self.kubernetes.node_drain_s,
             namespace_quota=self.namespace_quota,
         )
 

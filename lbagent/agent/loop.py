@@ -141,9 +141,12 @@ class Loop:
         return self.last
 
     def _next_due(self, snapshot: Snapshot) -> float:
-        """Seconds until time alone changes something: an address stops attracting, a target is tried again."""
+        """Seconds until time alone changes something: an address stops attracting, a node
+        has drained, a target is tried again.
+        """
         settle_s = snapshot.settings.settle_s
         times = [t + settle_s for t in self._speaker.observed().attracting.values() if math.isfinite(t)]
+        times += snapshot.leaving.values()
         if self._writer.resumes:
             times.append(self._writer.resumes)
         waits = [at - snapshot.now for at in times]

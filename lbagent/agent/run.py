@@ -6,6 +6,7 @@ the configuration again; a broken one is refused and the last good one stays.
 """
 
 import asyncio
+import random
 import signal
 import time
 from collections.abc import Mapping
@@ -26,6 +27,8 @@ from lbagent.agent.world import Clocks, World
 from lbagent.errors import ConfigError, ControlError
 from lbagent.metrics import Metrics
 from lbagent.notify import Notifier
+from lbagent.plan.watchlist import watchlist
+from lbagent.probe.schedule import Prober
 
 _log = log.get("agent")
 
@@ -33,6 +36,8 @@ SAVE_EVERY_S = 5.0
 SNAPSHOT_FILE = "snapshot.json"
 DRAIN_FILE = "drain.json"
 DRAIN_LOOK_S = 0.5
+TARGETS_S = 0.2
+"""A new target waits at most this long for its first probe; until then it counts as well."""
 
 
 class Agent:
@@ -46,6 +51,7 @@ class Agent:
         kernel: Kernel,
         speaker: Speaker,
         cluster: Cluster,
+        prober: Prober,
         metrics: Metrics,
         notifier: Notifier,
         clocks: Clocks,
@@ -55,6 +61,7 @@ class Agent:
         self._kernel = kernel
         self._speaker = speaker
         self._cluster = cluster
+        self._prober = prober
         self._metrics = metrics
         self._notifier = notifier
         self._clocks = clocks
@@ -68,6 +75,7 @@ class Agent:
             clocks=clocks,
             stored=_stored(settings.paths.state / SNAPSHOT_FILE),
         )
+        self._world.health = prober.pulses
         self._drain = Drain(settings.paths.state / DRAIN_FILE, settings.bgp.drain, now=clocks.monotonic())
         self._take_phase()
         self._journal = Journal()
@@ -117,6 +125,8 @@ class Agent:
                     "kernel": self._kernel.run(self.wake),
                     "speaker": self._speaker.run(),
                     "cluster": self._cluster.run(self.wake),
+                    "prober": self._prober.run(),
+                    "targets": self._choose_targets_for_ever(),
                     "writer": self._writer.run(),
                     "loop": self._loop.run(),
                     "memory": self._save_for_ever(),
@@ -173,6 +183,15 @@ class Agent:
             self._is_ready = True
             self._notifier.ready(f"{len(last.desired.forwards)} VIPs")
             _log.info("agent ready", vips=len(last.desired.forwards), routes=len(last.desired.routes))
+
+    async def _choose_targets_for_ever(self) -> None:
+        number = 0
+        while True:
+            last = self._loop.last
+            if last is not None and last.number != number:
+                number = last.number
+                self._prober.want(watchlist(last.snapshot))
+            await asyncio.sleep(TARGETS_S)
 
     async def _save_for_ever(self) -> None:
         path = self._config.paths.state / SNAPSHOT_FILE
@@ -289,12 +308,20 @@ async def run(path: Path, settings: config.Config) -> None:
     try:
         speaker = BgpSpeaker(settings.bgp, settings.paths, clock=clocks.monotonic, changed=changed)
         cluster = KubeCluster(settings.kubernetes, host=settings.host.name, clocks=clocks, metrics=metrics)
+        prober = Prober(
+            settings.probe,
+            clock=clocks.monotonic,
+            source=random.random,
+            changed=changed,
+            probed=metrics.probed,
+        )
         agent = Agent(
             path=path,
             settings=settings,
             kernel=kernel,
             speaker=speaker,
             cluster=cluster,
+            prober=prober,
             metrics=metrics,
             notifier=Notifier.from_environment(),
             clocks=clocks,

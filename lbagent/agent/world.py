@@ -12,9 +12,10 @@ from lbagent import log
 from lbagent.agent.targets import Cluster, Kernel
 from lbagent.model.pool import Assignment, Reservation
 from lbagent.model.route import PathPolicy
-from lbagent.model.service import Service, ServiceKey
+from lbagent.model.service import Node, Service, ServiceKey
 from lbagent.model.state import ProbeTarget, Pulse, Settings, Snapshot
 from lbagent.model.vip import Vip
+from lbagent.plan.eligible import is_excluded
 
 _log = log.get("agent")
 
@@ -45,7 +46,7 @@ class World:
         self.clocks = clocks
         self.draining = False
         self.softening: PathPolicy | None = None
-        self.health: dict[ProbeTarget, Pulse] = {}
+        self.health: Mapping[ProbeTarget, Pulse] = {}
         self.unproven: Mapping[Vip, str] = {}
         self.pending: dict[ServiceKey, Assignment] = {}
         self._cluster = cluster
@@ -53,6 +54,8 @@ class World:
         self._stored = stored
         self._reservations: dict[str, Reservation] = dict(stored.reservations) if stored else {}
         self._holder_by_address: dict[str, ServiceKey] = {}
+        self._eligible: dict[str, Node] = {}
+        self._leaving: dict[str, tuple[float, Node]] = {}
 
     @property
     def knows_cluster(self) -> bool:
@@ -80,7 +83,7 @@ class World:
                 settings=self.settings,
                 services=dict(self._cluster.services),
                 endpoints=dict(self._cluster.endpoints),
-                nodes=dict(self._cluster.nodes),
+                nodes=self._nodes(now),
                 namespace_labels=dict(self._cluster.namespace_labels),
             )
             self._remember(known.services, wall)
@@ -97,11 +100,25 @@ class World:
             draining=self.draining,
             softening=self.softening,
             health=dict(self.health),
+            leaving={name: until for name, (until, _) in self._leaving.items()},
             unreachable=tracked - self._kernel.reachable,
             unproven=dict(self.unproven),
             pending=dict(self.pending),
             reservations=dict(self._reservations),
         )
+
+    def _nodes(self, now: float) -> dict[str, Node]:
+        """The cluster's nodes, and those that were eligible a moment ago: they drain before they are gone."""
+        nodes = dict(self._cluster.nodes)
+        eligible = {name: node for name, node in nodes.items() if not is_excluded(node)}
+        for name, node in self._eligible.items():
+            if name not in eligible and name not in self._leaving:
+                self._leaving[name] = (now + self.settings.node_drain_s, replace(node, deleting=True))
+        self._leaving = {
+            name: (until, node) for name, (until, node) in self._leaving.items() if name not in eligible and now < until
+        }
+        self._eligible = eligible
+        return {name: node for name, (_, node) in self._leaving.items()} | nodes
 
     def _remember(self, services: Mapping[ServiceKey, Service], wall: float) -> None:
         """Keep an address back for a while after its Service let go of it."""
