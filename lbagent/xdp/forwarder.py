@@ -334,7 +334,7 @@ class Forwarder:
     def _prove(self, forward: Forward) -> str:
         for interface, obstacle in self._obstacle_by_interface.items():
             return f"{interface}: {obstacle.message}"
-        outcome = testrun.trial(self._program.fd, proof.test_frame(forward))
+        outcome = testrun.trial(self._program.fd, proof.sample(forward))
         address_by_id = {number: address for address, number in self._tables.backend_ids().items()}
         return proof.complaint(forward, outcome, address_by_id, self._known)
 

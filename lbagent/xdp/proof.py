@@ -30,7 +30,7 @@ class Outgoing:
     port: int
 
 
-def test_frame(forward: Forward) -> bytes:
+def sample(forward: Forward) -> bytes:
     """A first packet from a client whom the VIP's source ranges admit."""
     return packet_to(forward.vip, source=_client(forward))
 
@@ -38,7 +38,7 @@ def test_frame(forward: Forward) -> bytes:
 def complaint(
     forward: Forward, outcome: Trial, address_by_backend: Mapping[int, str], hop_by_address: Mapping[str, NextHop]
 ) -> str:
-    """What is wrong with the outcome of ``test_frame``, '' when nothing is."""
+    """What is wrong with the outcome of ``sample``, '' when nothing is."""
     if outcome.verdict is not _FORWARDED[forward.mode]:
         return f"a test packet was {outcome.verdict.sentence}"
     backend = address_by_backend.get(outcome.backend_id)
