@@ -264,6 +264,9 @@ class Ledger:
             return Judgement(reason=Reason.POOL_SELECTOR_MISMATCH, detail=f"{address} is of pool {pool.name}")
         if pool.disabled:
             return Judgement(reason=Reason.NO_POOL, detail=f"pool {pool.name} is disabled")
+        refusal = requests.ports_refusal(service, (wish.mode or pool.mode,), self._settings)
+        if refusal:
+            return refusal
         return self._try(service, Held(address, family, value, pool))
 
     def sticky(self, service: Service, wish: Request, family: int) -> Held | None:
@@ -333,6 +336,7 @@ class Ledger:
             and not pool.disabled
             and (pool.name in wish.pools if wish.pools else pool.auto_assign)
             and admits(pool, service, labels)
+            and not requests.ports_refusal(service, (wish.mode or pool.mode,), self._settings)
         ]
 
     def _why_no_pool(self, service: Service, wish: Request, family: int) -> Judgement:
@@ -349,6 +353,10 @@ class Ledger:
         labels = self._labels.get(service.key.namespace, {})
         if not any(admits(pool, service, labels) for pool in with_family):
             return Judgement(reason=Reason.POOL_SELECTOR_MISMATCH, detail=f"IPv{family}: pool {names}")
+        for pool in with_family:
+            refusal = requests.ports_refusal(service, (wish.mode or pool.mode,), self._settings)
+            if refusal:
+                return refusal
         if all(pool.disabled for pool in with_family):
             return Judgement(reason=Reason.NO_POOL, detail=f"pool {names} is disabled")
         return Judgement(reason=Reason.NO_POOL, detail=f"pool {names} is given on request only (auto_assign: false)")

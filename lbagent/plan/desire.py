@@ -135,13 +135,14 @@ def establish(service: Service, labels: Mapping[str, str] | None, settings: Sett
     wish = requests.read(service)
     holding = claim(service, index(settings.pools), labels or {})
     mode = _mode(wish, holding.held)
+    modes = (mode,) if wish.mode or holding.held else tuple(pool.mode for pool in settings.pools) or (mode,)
     return Facts(
         service,
         labels,
         None,
         wish,
         holding,
-        wish.refusal or requests.ports_refusal(service, mode, settings),
+        wish.refusal or requests.ports_refusal(service, modes, settings),
         assignment(service, holding.held, mode) if holding.held else None,
         is_settled(service, holding, wish),
     )

@@ -6,6 +6,7 @@ without touching a manifest. What cannot be understood is a Judgement, never a g
 """
 
 import ipaddress
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -94,17 +95,22 @@ def port_error(port: Port, mode: Mode) -> str:
     return ""
 
 
-def ports_refusal(service: Service, mode: Mode, settings: Settings) -> Judgement | None:
-    """Why no port at all can be forwarded, or the mode itself cannot be given."""
+def ports_refusal(service: Service, modes: Iterable[Mode], settings: Settings) -> Judgement | None:
+    """Why no port at all can be forwarded in any of these modes, None when one can."""
+    refusals = [_ports_refusal(service, mode, settings) for mode in modes]
+    return None if None in refusals else refusals[0]
+
+
+def _ports_refusal(service: Service, mode: Mode, settings: Settings) -> Judgement | None:
+    errors = {port_error(port, mode) for port in service.ports}
+    if errors <= {PROTOCOL_NOT_SUPPORTED}:
+        return Judgement(reason=Reason.NO_SUPPORTED_PORT)
     if mode not in settings.modes:
         offered = ", ".join(sorted(settings.modes))
         return Judgement(reason=Reason.MODE_UNAVAILABLE, detail=f"{mode}; this host offers {offered}")
-    errors = {port_error(port, mode) for port in service.ports}
     if "" in errors:
         return None
-    if NO_NODE_PORT in errors:
-        return Judgement(reason=Reason.NO_NODE_PORT)
-    return Judgement(reason=Reason.NO_SUPPORTED_PORT)
+    return Judgement(reason=Reason.NO_NODE_PORT)
 
 
 class _NotUnderstood(Exception):

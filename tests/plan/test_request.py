@@ -101,7 +101,7 @@ def test_an_unknown_mode_is_refused_with_those_there_are() -> None:
 
 
 def test_a_mode_this_host_cannot_give_is_refused() -> None:
-    refusal = ports_refusal(make_service(), Mode.DSR_L2, make_settings(modes=frozenset({Mode.NAT})))
+    refusal = ports_refusal(make_service(), [Mode.DSR_L2], make_settings(modes=frozenset({Mode.NAT})))
     assert refusal
     assert refusal.reason is Reason.MODE_UNAVAILABLE
 
@@ -130,8 +130,13 @@ def test_sctp_is_reported_per_port() -> None:
     ],
 )
 def test_a_service_is_refused_only_when_no_port_is_left(ports: list, reason: Reason | None) -> None:
-    refusal = ports_refusal(make_service(ports=ports), Mode.NAT, make_settings())
+    refusal = ports_refusal(make_service(ports=ports), [Mode.NAT], make_settings())
     assert (refusal.reason if refusal else None) is reason
+
+
+def test_a_service_is_refused_only_when_no_mode_can_forward_it() -> None:
+    service = make_service(ports=[make_port(node_port=0)])
+    assert ports_refusal(service, [Mode.NAT, Mode.DSR_L2], make_settings()) is None
 
 
 # --- source ranges --------------------------------------------------------------------------------
