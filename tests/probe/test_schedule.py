@@ -22,7 +22,7 @@ from structlog.testing import capture_logs
 from lbagent.config import Probe
 from lbagent.model.state import ProbeTarget, Pulse
 from lbagent.probe import schedule
-from lbagent.probe.schedule import Prober
+from lbagent.probe.schedule import BATCH_S, Prober
 
 PATIENCE_S = 5.0
 INTERVAL_S = 0.5
@@ -183,6 +183,19 @@ def test_the_prober_sleeps_until_something_is_due(make: Callable[..., Room], por
     assert room.prober.turn() == pytest.approx(TIMEOUT_S)
 
 
+def test_probes_that_fall_due_within_a_few_milliseconds_begin_together(make: Callable[..., Room], port: int) -> None:
+    room = make(phases=(0.0, BATCH_S / 4 / INTERVAL_S, BATCH_S / 2 / INTERVAL_S))
+    room.prober.want(targets("local", port, 3))
+    room.prober.turn()
+    assert room.prober.under_way == 1
+    room.now += 0.75 * BATCH_S
+    assert room.prober.turn() == pytest.approx(0.25 * BATCH_S)
+    assert room.prober.under_way == 1
+    room.now += 0.25 * BATCH_S
+    room.prober.turn()
+    assert room.prober.under_way == 3
+
+
 # -- how many at once
 
 
@@ -303,7 +316,9 @@ def test_an_attempt_that_ends_after_its_target_went_is_counted_and_forgotten(roo
     assert room.changes == 0
 
 
-def test_a_target_that_comes_back_starts_afresh(room: Room, port: int, closed_port: int) -> None:
+def test_a_target_that_comes_back_starts_afresh_and_is_not_probed_twice(
+    room: Room, port: int, closed_port: int
+) -> None:
     room.prober.want(targets("tcp", closed_port))
     room.rounds(1)
     room.prober.want(frozenset())
@@ -311,6 +326,9 @@ def test_a_target_that_comes_back_starts_afresh(room: Room, port: int, closed_po
     assert room.prober.pulses == {}
     room.rounds(1)
     assert room.prober.pulses[target("tcp", closed_port)].since == 1000.0 + INTERVAL_S
+    room.probes.clear()
+    room.rounds(4)
+    assert len(room.probes) == 4
 
 
 # -- what cannot be done
@@ -349,6 +367,21 @@ def test_while_this_host_cannot_probe_nobody_goes_down_and_it_is_said_once(
     ]
     assert all(pulse.up and pulse.since == 1000.0 for pulse in room.prober.pulses.values())
     assert room.changes == 3
+
+
+def test_a_hindrance_that_went_with_its_target_is_said_again_when_it_comes_back(
+    room: Room, port: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> socket.socket:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    monkeypatch.setattr(socket, "socket", refuse)
+    with capture_logs() as lines:
+        for _ in range(2):
+            room.prober.want(targets("tcp", port))
+            room.rounds(2)
+            room.prober.want(frozenset())
+    assert [line["event"] for line in lines] == ["probing hindered"] * 2
 
 
 def test_a_full_epoll_is_a_hindrance_and_leaves_no_socket_open(room: Room, port: int) -> None:
