@@ -209,13 +209,15 @@ class Ledger:
             if parsed is None or reservation.address in self._holders:
                 continue
             self._sticky.setdefault(reservation.service, []).append(parsed)
-            if 0 <= wall - reservation.released < self._settings.cool_down_s:
+            is_cooling = 0 <= wall - reservation.released < self._settings.cool_down_s
+            if is_cooling and parsed[1] not in self._cooling[parsed[0]]:
                 self._cool(reservation.address, reservation.service)
 
     def _cool(self, address: str, key: ServiceKey) -> None:
         parsed = parse_address(address)
         if parsed:
-            self._cooling[parsed[0]].setdefault(parsed[1], key)
+            cooling = self._cooling[parsed[0]]
+            cooling[parsed[1]] = min(cooling.get(parsed[1], key), key)
 
     def take(self, key: ServiceKey, item: Held) -> None:
         """Note that a Service has an address."""
@@ -305,7 +307,7 @@ class Ledger:
 
     def _judge(self, service: Service, item: Held) -> Judgement | None:
         """Why a Service may not have this address now."""
-        holders = [key for key in self._holders.get(item.address, ()) if key != service.key]
+        holders = sorted(key for key in self._holders.get(item.address, ()) if key != service.key)
         refusal = _refused_by(service, [self._services[key] for key in holders])
         if refusal:
             return Judgement(reason=refusal.reason, detail=f"{item.address}: {refusal.detail}")
