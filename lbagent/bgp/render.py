@@ -23,7 +23,7 @@ SOCKET = "bgp.sock"
 
 def exabgp_conf(bgp: Bgp, paths: Paths, *, python: str, password_by_peer: Mapping[str, str]) -> str:
     """ExaBGP's configuration. ``python`` runs the relay; ``password_by_peer`` is by name of the peer."""
-    return _template("exabgp.conf.j2").render(
+    return template("exabgp.conf.j2").render(
         relay=shlex.join(_relay_command(bgp, paths, python=python)),
         router_id=bgp.router_id,
         peers=[_neighbor(bgp, peer, password_by_peer.get(peer.name, "")) for peer in bgp.peers],
@@ -32,7 +32,7 @@ def exabgp_conf(bgp: Bgp, paths: Paths, *, python: str, password_by_peer: Mappin
 
 def exabgp_env(bgp: Bgp, *, user: str) -> str:
     """ExaBGP's environment file. ``user``: who it becomes when it is started as root."""
-    return _template("exabgp.env.j2").render(listen=bgp.listen, port=bgp.port, user=user)
+    return template("exabgp.env.j2").render(listen=bgp.listen, port=bgp.port, user=user)
 
 
 def _relay_command(bgp: Bgp, paths: Paths, *, python: str) -> list[str]:
@@ -57,12 +57,18 @@ def _neighbor(bgp: Bgp, peer: Peer, password: str) -> dict[str, Any]:
         "multihop_ttl": peer.multihop_ttl,
         "graceful_restart_s": peer.graceful_restart_s,
         "families": [family.value for family in peer.announced_families],
-        "ipv4_over_ipv6": Family.IPV4 in peer.announced_families and ":" in (peer.next_hop.ipv4 or peer.local_address),
+        "ipv4_over_ipv6": needs_extended_next_hop(peer),
         "add_path": peer.add_path,
     }
 
 
-def _template(name: str) -> jinja2.Template:
+def needs_extended_next_hop(peer: Peer) -> bool:
+    """IPv4 routes with an IPv6 next hop (RFC 8950): both sides must say so."""
+    return Family.IPV4 in peer.announced_families and ":" in (peer.next_hop.ipv4 or peer.local_address)
+
+
+def template(name: str) -> jinja2.Template:
+    """A file below ``bgp/``; a value that it does not get is an error."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(assets.path("bgp")),
         undefined=jinja2.StrictUndefined,

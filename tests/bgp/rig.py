@@ -34,25 +34,31 @@ router bgp 65101
 
 
 class Rig:
-    """``bgp`` holds keyword arguments of the Bgp section; a peer ``tor`` is there unless given."""
+    """LB host ``number`` and a router. ``bgp``: arguments of the Bgp section; a peer ``tor`` unless given.
 
-    def __init__(self, tag: str, run: Path, **bgp: Any) -> None:
-        self.lb, self.tor = Namespace(f"b{tag}l"), Namespace(f"b{tag}t")
-        self.cable = Port(self.lb, "eth0"), Port(self.tor, "eth0")
+    A second LB host gets the first one's ``tor``; its addresses are 10.0.2.1, fd00:2::1 and so on.
+    """
+
+    def __init__(self, tag: str, run: Path, *, number: int = 1, tor: Namespace | None = None, **bgp: Any) -> None:
+        self.lb, self.tor = Namespace(f"b{tag}l{number}"), tor or Namespace(f"b{tag}t")
+        self.cable = Port(self.lb, "eth0"), Port(self.tor, f"eth{number}")
+        self.lb4, self.tor4 = f"10.0.{number}.1", f"10.0.{number}.2"
+        self.lb6, self.tor6 = f"fd00:{number}::1", f"fd00:{number}::2"
         self.paths = Paths(run=run)
         self.bgp = self.bgp_section(**bgp)
         self.exabgp: subprocess.Popen[bytes] | None = None
 
     def bgp_section(self, **bgp: Any) -> Bgp:
-        peer = {"name": "tor", "address": TOR4, "local_address": LB4, "peer_as": 65101}
-        return Bgp(**{"local_as": 65001, "router_id": LB4, "peers": (peer,), **bgp})
+        peer = {"name": "tor", "address": self.tor4, "local_address": self.lb4, "peer_as": 65101}
+        return Bgp(**{"local_as": 65001, "router_id": self.lb4, "peers": (peer,), **bgp})
 
     def build(self) -> None:
         self.lb.create()
-        self.tor.create()
+        if not self.tor.exists:
+            self.tor.create()
         cable(*self.cable)
-        self.cable[0].up(f"{LB4}/24", f"{LB6}/64")
-        self.cable[1].up(f"{TOR4}/24", f"{TOR6}/64")
+        self.cable[0].up(f"{self.lb4}/24", f"{self.lb6}/64")
+        self.cable[1].up(f"{self.tor4}/24", f"{self.tor6}/64")
 
     def clear(self) -> None:
         self.stop_exabgp(signal.SIGKILL)

@@ -18,6 +18,20 @@ from typing import Any, Self
 DAEMONS = Path("/usr/lib/frr")
 
 
+def kernel_next_hops(namespace: str, prefix: str, *, protocol: str) -> frozenset[str]:
+    """Gateways of the routes to ``prefix`` that ``protocol`` (``ip route show proto``) put into the kernel."""
+    family = "-6" if ":" in prefix else "-4"
+    argv = ["ip", "-n", namespace, family, "-j", "route", "show", prefix, "proto", protocol]
+    routes = json.loads(subprocess.run(argv, check=True, capture_output=True, text=True).stdout or "[]")
+    hops = set()
+    for route in routes:
+        for hop in (route, *route.get("nexthops", ())):
+            via = hop.get("gateway") or hop.get("via", {}).get("host")
+            if via:
+                hops.add(via)
+    return frozenset(hops)
+
+
 class Frr:
     """``Frr("tor", config).start()``; ``config`` is what a file frr.conf would hold.
 
@@ -102,16 +116,7 @@ class Frr:
 
     def kernel_next_hops(self, prefix: str) -> frozenset[str]:
         """Gateways the namespace's kernel uses for ``prefix``, empty when there is no such route."""
-        family = "-6" if ":" in prefix else "-4"
-        argv = ["ip", "-n", self.namespace, family, "-j", "route", "show", prefix, "proto", "bgp"]
-        routes = json.loads(subprocess.run(argv, check=True, capture_output=True, text=True).stdout or "[]")
-        hops = set()
-        for route in routes:
-            for hop in (route, *route.get("nexthops", ())):
-                via = hop.get("gateway") or hop.get("via", {}).get("host")
-                if via:
-                    hops.add(via)
-        return frozenset(hops)
+        return kernel_next_hops(self.namespace, prefix, protocol="bgp")
 
     def __enter__(self) -> Self:
         return self.start()
