@@ -10,7 +10,6 @@ a program the verifier refuses) is raised by ``open``.
 
 import asyncio
 import contextlib
-import errno
 import shutil
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -20,16 +19,14 @@ from lbagent.config import Attach, Paths, Xdp
 from lbagent.errors import XdpError
 from lbagent.model.vip import Forward, Ring, Vip
 from lbagent.xdp import bpf, drift, maps, pins, proof, snat, testrun
-from lbagent.xdp.bpf import KernelRefused
 from lbagent.xdp.compile import build
 from lbagent.xdp.counters import Count, Counters
-from lbagent.xdp.link import Links, Programs, interface_mtu
+from lbagent.xdp.link import Links, Programs
 from lbagent.xdp.nexthop import DEFAULT4, DEFAULT6, NextHop, NextHops
 from lbagent.xdp.verdict import Verdict
 
 _LOG = log.get("xdp")
 _REPAIR_S = 5.0
-_JUMBO_MTU = 3506  # what fits in one page with XDP's head room and tail (facts, trap 4)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,7 +101,7 @@ class Forwarder:
             snat_addresses=2 if own else len(self._xdp.snat.addresses),
             snat_ports=high - low + 1,
         )
-        specs = maps.specs(sizes)
+        self._specs = specs = maps.specs(sizes)
         hz = await asyncio.to_thread(testrun.kernel_hz)
         self._bytecode = await asyncio.to_thread(
             build,
@@ -119,14 +116,16 @@ class Forwarder:
         self._tables = maps.Tables(self._maps, sizes=sizes, tick_s=2 ** maps.tick_shift(hz) / hz, clock=self._clock)
         self._counters = Counters(self._maps, sizes=sizes)
         self._rings = drift.Rings(self._maps)
+        self._concluded: frozenset[str] = frozenset()
         self._waiting = frozenset(self._tables.backend_ids())  # of an earlier daemon, not yet confirmed
         if own:
             snat.reserve_ports(low, high)
         self._configure()
-        self._load_and_attach()
-        if not self._obstacle_by_interface:
-            self._programs.forget_all_but(self._program)
-            pins.forget_all_but(self._paths.bpf, specs)
+        # Native drivers take packets in several buffers only from who says so; then any MTU will do. In
+        # generic mode headers might lie outside the first buffer, where the program does not look.
+        frags = self._xdp.attach is Attach.NATIVE
+        self._program = self._programs.load(self._bytecode, self._maps, frags=frags)
+        self._attach()
 
     async def run(self, changed: Callable[[], None]) -> None:
         """Follow links, neighbours and routes for ever; ``changed`` after reachability or attachment moved."""
@@ -260,18 +259,6 @@ class Forwarder:
             self._settings = settings
             self._complaint_by_vip.clear()
 
-    def _load_and_attach(self) -> None:
-        """Load what the MTUs need: a program for multi-buffer packets only where it must be."""
-        mtus = [interface_mtu(name) for name in self._xdp.interfaces]
-        running = {self._programs.find(a.program_id) for a in self._links.attached().values()}
-        frags = max(mtus) > _JUMBO_MTU or any(p is not None and p.takes_frags for p in running)
-        self._program = self._programs.load(self._bytecode, self._maps, frags=frags)
-        self._attach()
-        refusals = [e.errno for e in self._obstacle_by_interface.values() if isinstance(e, KernelRefused)]
-        if errno.ERANGE in refusals and not frags:  # only the driver knows: on veth the peer's MTU counts
-            self._program = self._programs.load(self._bytecode, self._maps, frags=True)
-            self._attach()
-
     def _attach(self) -> bool:
         """Every configured interface runs our program, the others do not -> whether anything moved."""
         moved = False
@@ -290,15 +277,18 @@ class Forwarder:
                     moved = True
         if moved:
             self._complaint_by_vip.clear()
+        if moved and not self._obstacle_by_interface:  # nothing else is in use any more
+            self._programs.forget_all_but(self._program)
+            pins.forget_all_but(self._paths.bpf, self._specs)
         return moved
 
     def _take_hops(self) -> bool:
         """Bring the ways in the kernel up to date -> whether any of them moved."""
-        hops = self._hops.hops()
-        waiting = self._waiting - self._hops.concluded()
-        if (hops, waiting) == (self._known, self._waiting):
+        hops, concluded = self._hops.hops(), self._hops.concluded()
+        waiting = self._waiting - concluded
+        if (hops, waiting, concluded) == (self._known, self._waiting, self._concluded):
             return False
-        self._known, self._waiting = hops, waiting
+        self._known, self._waiting, self._concluded = hops, waiting, concluded
         self._write_hops()
         self._configure()
         self._complaint_by_vip.clear()
@@ -325,7 +315,8 @@ class Forwarder:
 
     def _write_hops(self) -> None:
         """Every way as we know it; what is there already is not written again."""
-        heard = self._known.keys() | self._hops.concluded()
+        # Of the same moment: what has been heard since `_known` was taken must not pass for unreachable.
+        heard = self._known.keys() | self._concluded
         for address in sorted(self._nodes & heard):
             self._tables.set_hop(address, self._known.get(address))
         for address in sorted((self._routers | {DEFAULT4, DEFAULT6}) & heard):

@@ -10,10 +10,8 @@ Native mode is demanded, never fallen back from: a silent generic mode would cos
 """
 
 import errno
-import fcntl
 import os
 import socket
-import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,8 +25,6 @@ from lbagent.xdp.compile import Bytecode
 from lbagent.xdp.pins import make_folder
 
 _LOG = log.get("xdp")
-_FRAGS = "lbf"
-_SIOCGIFMTU = 0x8921
 _FLAG_BY_MODE = {Attach.NATIVE: bpf.Attach.DRIVER, Attach.GENERIC: bpf.Attach.GENERIC}
 
 
@@ -39,10 +35,6 @@ class Program:
     fd: int
     id: int
     name: str
-
-    @property
-    def takes_frags(self) -> bool:
-        return self.name.startswith(_FRAGS)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,18 +49,7 @@ class Attachment:
 
 def program_name(bytecode: Bytecode, *, frags: bool) -> str:
     """``lb_<digest>``, ``lbf<digest>`` with multi-buffer packets: at most 15 characters."""
-    return f"{_FRAGS if frags else 'lb_'}{bytecode.digest}"
-
-
-def interface_mtu(name: str) -> int:
-    """MTU of the interface here and now, 0 when there is none. Not sysfs, which may be another namespace's."""
-    request = struct.pack("16s16x", name.encode()[:15])
-    try:
-        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as any_socket:
-            answer: bytes = fcntl.ioctl(any_socket, _SIOCGIFMTU, request)
-    except OSError:
-        return 0
-    return int(struct.unpack_from("i", answer, 16)[0])
+    return f"{'lbf' if frags else 'lb_'}{bytecode.digest}"
 
 
 def interface_index(name: str) -> int:
@@ -247,7 +228,7 @@ class Links:
                 hint = "use a NIC whose driver has it, or set xdp.attach: generic (10 times slower)"
             case errno.ERANGE | errno.EINVAL:
                 message = f"the driver of {interface} refuses XDP: {os.strerror(error.errno)}"
-                hint = "lower its MTU (3506 at most without multi-buffer), switch LRO off; see dmesg"
+                hint = "lower the MTU (3506 at most where the program takes no fragments), switch LRO off; see dmesg"
             case errno.EPERM:
                 message = f"somebody else replaced the program on {interface}"
                 hint = "only one lbagent may run on a host"

@@ -33,8 +33,9 @@ def bytecode_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def lane(tmp_path: Path, bytecode_cache: Path) -> Iterator[Lane]:
-    made = Lane(tmp_path)
+def lane(tmp_path: Path, bytecode_cache: Path, request: pytest.FixtureRequest) -> Iterator[Lane]:
+    """The street; another MTU by indirect parameter."""
+    made = Lane(tmp_path, mtu=getattr(request, "param", 1500))
     made.paths.state.mkdir()
     (made.paths.state / "cache").symlink_to(bytecode_cache)
     try:
@@ -119,19 +120,30 @@ async def test_what_was_programmed_is_read_back_equal_and_proven(lane: Lane):
         assert attachments(held) == {(name, Attach.NATIVE) for name in INTERFACES}
 
 
-async def test_megabytes_cross_unharmed_in_both_directions(lane: Lane):
-    def exchange() -> bytes:
-        connection, _, _ = lane.connect()
-        with connection:
-            threading.Thread(target=connection.sendall, args=(sent,), daemon=True).start()
-            received = bytearray()
-            while len(received) < len(sent):
-                received += connection.recv(1 << 16) or b"closed"
-            return bytes(received)
+def exchange(lane: Lane, sent: bytes) -> bytes:
+    """Send it all through the VIP -> what the node echoed."""
+    connection, _, _ = lane.connect()
+    with connection:
+        threading.Thread(target=connection.sendall, args=(sent,), daemon=True).start()
+        received = bytearray()
+        while len(received) < len(sent):
+            received += connection.recv(1 << 16) or b"closed"
+        return bytes(received)
 
-    sent = os.urandom(4 << 20)
+
+async def test_megabytes_cross_unharmed_in_both_directions(lane: Lane):
     async with serving(lane):
-        assert await asyncio.to_thread(exchange) == sent
+        sent = os.urandom(4 << 20)
+        assert await asyncio.to_thread(exchange, lane, sent) == sent
+
+
+@pytest.mark.parametrize("lane", [9000], indirect=True)
+async def test_jumbo_frames_cross_as_well(lane: Lane):
+    async with serving(lane) as forwarder:
+        sent = os.urandom(4 << 20)
+        assert await asyncio.to_thread(exchange, lane, sent) == sent
+        forwarded = forwarder.counters().vips[TCP_VIP]
+        assert forwarded.bytes / forwarded.packets > 3506
 
 
 async def test_an_unprogrammed_vip_is_left_to_the_kernel(lane: Lane):
@@ -289,8 +301,8 @@ async def test_the_program_is_exchanged_a_hundred_times_without_a_lost_packet(la
         with Stream(lane) as stream:
             for turn in range(100):
                 program = forwarder._programs.load(forwarder._bytecode, forwarder._maps, frags=turn % 2 == 0)
-                forwarder._program = program
-                assert forwarder._attach()
+                for interface in INTERFACES:
+                    forwarder._links.attach(interface, program, Attach.NATIVE)
                 assert {a.program_id for a in forwarder._links.attached().values()} == {program.id}
         assert stream.sent > 5000
         assert stream.received == stream.sent
