@@ -38,6 +38,7 @@ def tier(tier_of_the_session: Lab) -> Lab:
         host.wait_ready()
         for family in (4, 6):
             stages.wait_session(lab, host.name, family)
+    lab.tap.clear()
     return lab
 
 

@@ -46,6 +46,7 @@ def demo(*, prefix: str, kube: str, json_path: Path) -> int:
             stages.describe(lab, stage, kube=kube)
         for act in STORY:
             with report.stage(act.__doc__.splitlines()[0] if act.__doc__ else act.__name__) as stage:
+                lab.tap.clear()
                 act(lab, stage)
     except LabError:
         pass  # the stage has told it

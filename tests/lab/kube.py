@@ -18,6 +18,17 @@ from tests.lab.poll import LabError
 
 Object = dict[str, Any]
 
+FOLDER_BY_KIND = {
+    "Namespace": "namespaces",
+    "ServiceAccount": "serviceaccounts",
+    "Secret": "secrets",
+    "Lease": "leases",
+    "ClusterRole": "clusterroles",
+    "ClusterRoleBinding": "clusterrolebindings",
+    "Role": "roles",
+    "RoleBinding": "rolebindings",
+}
+
 
 class Refused(LabError):
     """The API answered no. ``status`` is the HTTP status."""
@@ -51,7 +62,7 @@ class Api:
             connection.close()
         if response.status >= 400:
             raise Refused(f"{method} {path}: {response.status} {text[:500]}", status=response.status)
-        answer: Object = json.loads(text or "{}")
+        answer: Object = json.loads(text) if text.startswith("{") else {"text": text}  # /readyz says ok
         return answer
 
     def _connect(self) -> http.client.HTTPConnection:
@@ -79,11 +90,15 @@ class Api:
             "current-context": "lab",
         }
 
-    def create_namespace(self, name: str) -> None:
+    def apply(self, manifest: Object) -> None:
+        """Create an object of any kind in FOLDER_BY_KIND, unless it is there."""
+        meta = manifest["metadata"]
+        root = "/api/v1" if manifest["apiVersion"] == "v1" else f"/apis/{manifest['apiVersion']}"
+        space = f"/namespaces/{meta['namespace']}" if "namespace" in meta else ""
         try:
-            self.call("POST", "/api/v1/namespaces", {"metadata": {"name": name}})
+            self.call("POST", f"{root}{space}/{FOLDER_BY_KIND[manifest['kind']]}", manifest)
         except Refused as error:
-            if error.status != 409:  # it is there
+            if error.status != 409:
                 raise
 
     def create_node(self, name: str, addresses: tuple[str, ...]) -> None:

@@ -11,6 +11,7 @@ from types import TracebackType
 from typing import IO, Any, Self
 
 from tests.lab import control_plane
+from tests.lab.control_plane import Cluster
 from tests.lab.inventory import Inventory, inhabitants
 from tests.lab.kube import Api, PodEndpoint, endpoint_slice
 from tests.lab.lbhost import LbHost
@@ -63,7 +64,7 @@ class Lab:
     topology: Topology
     tor: Tor
     tap: Tap
-    api: Api
+    cluster: Cluster
     hosts: dict[str, LbHost]
     lock: IO[str]
     pods_by_service: dict[str, list[Pod]] = field(default_factory=dict)
@@ -91,21 +92,23 @@ class Lab:
             tor.start()
             tap = Tap(topology.tor, topology.lbs)
             tap.start()
-            api = _start_kube(kube, inventory, topology)
-            hosts = {lb.name: LbHost(lb, topology=topology, inventory=inventory, api=api) for lb in topology.lbs}
+            cluster = control_plane.choose(kube, inventory, topology)
+            cluster.start()
+            for node in topology.nodes:
+                cluster.api.create_node(node.name, node.segment.addresses_only)
+            cluster.serve_node_ports()
+            hosts = {
+                lb.name: LbHost(lb, topology=topology, inventory=inventory, cluster=cluster) for lb in topology.lbs
+            }
         except BaseException:
             inventory.remove()
             lock.close()
             raise
-        lab = cls(inventory=inventory, topology=topology, tor=tor, tap=tap, api=api, hosts=hosts, lock=lock)
-        lab._register_nodes()
-        return lab
+        return cls(inventory=inventory, topology=topology, tor=tor, tap=tap, cluster=cluster, hosts=hosts, lock=lock)
 
-    def _register_nodes(self) -> None:
-        for name in ("default", "lbagent"):
-            self.api.create_namespace(name)
-        for node in self.topology.nodes:
-            self.api.create_node(node.name, node.segment.addresses_only)
+    @property
+    def api(self) -> Api:
+        return self.cluster.api
 
     @property
     def client(self) -> Namespace:
@@ -216,9 +219,3 @@ class Lab:
         problems = self.down()
         if problems and error is None:
             raise LabError("left behind: " + "; ".join(problems))
-
-
-def _start_kube(kube: str, inventory: Inventory, topology: Topology) -> Api:
-    if kube == "embedded":
-        return control_plane.start_embedded(inventory, topology)
-    raise LabError(f"KUBE={kube}: choose embedded or real")

@@ -16,8 +16,8 @@ from typing import Any
 
 import yaml
 
+from tests.lab.control_plane import Cluster
 from tests.lab.inventory import Inventory, Process, inhabitants
-from tests.lab.kube import Api
 from tests.lab.netns import Namespace, run
 from tests.lab.poll import Hopeless, LabError, wait_for
 from tests.lab.topology import LB_ASN, POOLS, TOR_ASN, LbAddresses, Topology
@@ -29,11 +29,11 @@ HTTP = "127.0.0.1:9273"
 class LbHost:
     """``power_on()`` starts everything; ``configuration`` may be changed before."""
 
-    def __init__(self, lb: LbAddresses, *, topology: Topology, inventory: Inventory, api: Api) -> None:
+    def __init__(self, lb: LbAddresses, *, topology: Topology, inventory: Inventory, cluster: Cluster) -> None:
         self.lb = lb
         self.topology = topology
         self.inventory = inventory
-        self.api = api
+        self.cluster = cluster
         self.folder = inventory.folder / lb.name
         self.speaker: Process | None = None
         self.agent: Process | None = None
@@ -107,7 +107,7 @@ class LbHost:
         for name in ("run", "state"):
             (self.folder / name).mkdir(parents=True, exist_ok=True)
         self.inventory.mount_bpffs(self.bpffs)
-        (self.folder / "kubeconfig").write_text(json.dumps(self.api.kubeconfig()))
+        (self.folder / "kubeconfig").write_text(json.dumps(self.cluster.api.kubeconfig(self.cluster.agent_token)))
         self.write_configuration()
         self.start_speaker()
         self.start_agent()

@@ -105,23 +105,31 @@ def note_routes(lab: Lab, stage: Stage, address: str) -> None:
 def see_kernels(lab: Lab, stage: Stage) -> None:
     """The kernel of each LB host holds the VIPs and has proven them with a packet"""
     address = lab.address_of(SERVICE)
-    rings = []
-    for host in lab.hosts.values():
-        vips = host.vips()
+    vips_by_host = wait_for(
+        "both LB hosts to have proven every VIP with the same rings",
+        lambda: {host.name: host.vips() for host in lab.hosts.values()},
+        until=agree,
+        limit_s=15,
+        logs=lab.logs,
+    )
+    for name, vips in vips_by_host.items():
         for vip in vips:
-            proof = "proven" if vip["proven"] else f"NOT PROVEN: {vip['problem']}"
             stage.show(
-                host.name, f"{vip['vip']:<26} {vip['mode']}, node port {vip['node_port']}, ring {vip['ring']}, {proof}"
+                name, f"{vip['vip']:<26} {vip['mode']}, node port {vip['node_port']}, ring {vip['ring']}, proven"
             )
-        keys = host.kernel_keys(address)
+        keys = lab.hosts[name].kernel_keys(address)
         stage.show("  bpftool", "\n".join(f"lb_vip_ids4 key {key}" for key in keys))
-        stage.require(len(vips) == 4, f"{host.name} wants {len(vips)} VIPs, not 2 addresses x 2 ports")
-        stage.require(all(vip["programmed"] and vip["proven"] for vip in vips), f"{host.name}: not every VIP is proven")
-        stage.require(keys, f"{host.name}: the pinned map does not hold {address}")
-        rings.append({vip["vip"]: vip["ring"] for vip in vips})
-        stage.note(**{host.name: {"vips": vips, "kernel_keys": keys}})
-    stage.require(all(one == rings[0] for one in rings), f"the LB hosts computed different rings: {rings}")
+        stage.require(len(vips) == 4, f"{name} wants {len(vips)} VIPs, not 2 addresses x 2 ports")
+        stage.require(keys, f"{name}: the pinned map does not hold {address}")
+        stage.note(**{name: {"vips": vips, "kernel_keys": keys}})
     stage.show("rings", "equal on both hosts")
+
+
+def agree(vips_by_host: dict[str, list[dict[str, Any]]]) -> bool:
+    """Everything programmed and proven, and the same rings everywhere. Probes may differ for a moment."""
+    rings = [{vip["vip"]: vip["ring"] for vip in vips} for vips in vips_by_host.values()]
+    proven = all(vip["programmed"] and vip["proven"] for vips in vips_by_host.values() for vip in vips)
+    return proven and all(one and one == rings[0] for one in rings)
 
 
 def send_requests(lab: Lab, stage: Stage) -> None:

@@ -16,7 +16,7 @@ TABLE = "lab_tap"
 
 
 class Tap:
-    """Notes live for 15 minutes; a client port that is used again within them may have been seen on both links."""
+    """``clear()`` before a measurement: a client port that is used again may have been seen on both links."""
 
     def __init__(self, tor: Namespace, lbs: Iterable[LbAddresses]) -> None:
         self.tor = tor
@@ -35,6 +35,11 @@ class Tap:
                 )
         chain = "chain forward { type filter hook forward priority 0; policy accept; " + "; ".join(rules) + "; }"
         self.tor.run("nft", "-f", "-", text=f"table inet {TABLE} {{\n" + "\n".join([*sets, chain]) + "\n}\n")
+
+    def clear(self) -> None:
+        """Forget what was noted."""
+        sets = [f"flush set inet {TABLE} {name}_{protocol}" for name in self.names for protocol in ("ip", "ip6")]
+        self.tor.run("nft", "-f", "-", text="\n".join(sets) + "\n")
 
     def clients_by_host(self) -> dict[str, set[tuple[str, int]]]:
         """Client addresses and ports noted on each link."""

@@ -136,7 +136,7 @@ def test_agents_that_start_while_the_api_is_silent_serve_from_memory(tier: Lab, 
         wait_for(
             f"{host.name} to write down what it knows", memory.read_text, until=lambda text: address in text, limit_s=20
         )
-    apiserver = next(one for one in tier.inventory.processes if one.name == "apiserver")
+    apiserver = tier.cluster.server
     apiserver.kill(signal.SIGSTOP)
     try:
         with no_bgp_message(tier, address), Load(tier.client, address, HTTP, rate=RATE) as load:
