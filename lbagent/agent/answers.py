@@ -7,7 +7,7 @@ Verbs that change something only set what the loop will act on; ``apply`` stays 
 import ipaddress
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
 from lbagent import __version__
 from lbagent.agent import state, views
@@ -15,15 +15,22 @@ from lbagent.agent.control import Arguments, Verb
 from lbagent.agent.drain import Drain
 from lbagent.agent.journal import Journal
 from lbagent.agent.loop import Loop, Pass
+from lbagent.agent.reload import Change
 from lbagent.agent.targets import Cluster, Count, Kernel, Speaker
 from lbagent.agent.world import World
 from lbagent.config import Config
 from lbagent.errors import ControlError
-from lbagent.model.service import Protocol
+from lbagent.model import service
 from lbagent.model.vip import Vip
 from lbagent.xdp import frame, testrun
 
 FRAME_BYTES = 2048
+
+
+class ReadAgain(Protocol):
+    """Reads the configuration file; takes it over unless it is only to be looked at. Raises ConfigError."""
+
+    def __call__(self, *, only_look: bool) -> Change: ...
 
 
 class Answers:
@@ -42,7 +49,7 @@ class Answers:
         settings: Callable[[], Config],
         problems: Callable[[], Mapping[str, str]],
         phase_changed: Callable[[], None],
-        reload: Callable[[], list[str]],
+        reload: ReadAgain,
     ) -> None:
         self._world = world
         self._loop = loop
@@ -190,8 +197,9 @@ class Answers:
         self._phase_changed()
         return self._drain.progress(self._now)
 
-    async def _reload(self, _arguments: Arguments) -> Any:
-        return {"needs_restart": self._reload_now()}
+    async def _reload(self, arguments: Arguments) -> Any:
+        only_look = bool(arguments.get("check"))
+        return {"taken_over": not only_look, "changes": self._reload_now(only_look=only_look).words()}
 
 
 def _numbers(count: Count) -> dict[str, int]:
@@ -211,7 +219,7 @@ def _packet(arguments: Arguments) -> bytes:
     try:
         vip = Vip(
             address=str(ipaddress.ip_address(str(arguments["destination"]))),
-            protocol=Protocol(str(arguments["protocol"]).upper()),
+            protocol=service.Protocol(str(arguments["protocol"]).upper()),
             port=_port(arguments["destination_port"]),
         )
         source = ipaddress.ip_address(str(arguments["source"]))
@@ -220,7 +228,7 @@ def _packet(arguments: Arguments) -> bytes:
         raise ControlError(f"cannot make a packet of this: {error}", hint="SRC[:PORT] DST:PORT/PROTO") from error
     if source.version != vip.family:
         raise ControlError("source and destination are of different families")
-    if vip.protocol is Protocol.SCTP:
+    if vip.protocol is service.Protocol.SCTP:
         raise ControlError("SCTP is not forwarded", hint="TCP or UDP")
     return testrun.packet_to(vip, source=str(source), source_port=source_port)
 

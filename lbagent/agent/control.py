@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from lbagent import log
-from lbagent.errors import ControlError, LbagentError
+from lbagent.errors import ConfigError, ControlError, LbagentError
 
 _log = log.get("agent")
 
@@ -100,7 +100,8 @@ class Control:
 
 
 def _refusal(error: LbagentError) -> dict[str, Any]:
-    return {"ok": False, "error": error.message, "hint": error.hint}
+    lines = [error.message, *error.problems] if isinstance(error, ConfigError) else [error.message]
+    return {"ok": False, "error": "\n".join(lines), "hint": error.hint}
 
 
 def _uid(writer: asyncio.StreamWriter) -> int:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from lbagent import __version__, config, log
-from lbagent.agent import gauges, state
+from lbagent.agent import gauges, reload, state
 from lbagent.agent.answers import Answers
 from lbagent.agent.apply import Writer
 from lbagent.agent.control import Control
@@ -247,30 +247,34 @@ class Agent:
 
     def _hangup(self) -> None:
         try:
-            self._read_again()
+            self._read_again(only_look=False)
         except ConfigError as error:
             _log.error("configuration refused, the last good one stays", problems="; ".join(error.problems))
 
-    def _read_again(self) -> list[str]:
-        """Take over what may change at run time; names the sections that need a restart. Raises ConfigError."""
+    def _read_again(self, *, only_look: bool) -> reload.Change:
+        """Take over what may change at run time. Raises ConfigError; then the last good one stays."""
         self._notifier.reloading()
         try:
             fresh = config.load(self._path)
+            change = reload.compare(self._config, fresh, self._loop.last.snapshot if self._loop.last else None)
+            if only_look:
+                return change
+            reload.permit(change)
         except ConfigError:
             self._metrics.reloaded(outcome="failed")
-            self._notifier.ready()
             raise
-        fixed = [name for name in _FIXED_SECTIONS if getattr(fresh, name) != getattr(self._config, name)]
-        self._config = fresh.model_copy(update={name: getattr(self._config, name) for name in fixed})
+        finally:
+            self._notifier.ready()
+        self._config = fresh.model_copy(update={name: getattr(self._config, name) for name in change.needs_restart})
         self._world.settings = self._config.settings()
+        self._drain.settings = self._config.bgp.drain
+        self._prober.configure(self._config.probe)
+        if "bgp" in change.sections:
+            self._speaker.reconfigure(self._config.bgp)
         self._metrics.reloaded(outcome="done")
-        self._notifier.ready()
-        _log.info("configuration read", needs_restart=",".join(fixed) or "nothing")
+        _log.info("configuration read", changed=",".join(change.sections) or "nothing")
         self.wake()
-        return fixed
-
-
-_FIXED_SECTIONS = ("host", "kubernetes", "bgp", "xdp", "http", "paths", "log")
+        return change
 
 
 def _stored(path: Path) -> Any:

@@ -8,6 +8,7 @@ tests hold the fakes against the real things. Methods without ``async`` return a
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
+from lbagent.config import Bgp
 from lbagent.errors import LbagentError
 from lbagent.model.pool import Assignment
 from lbagent.model.reason import Judgement
@@ -115,6 +116,9 @@ class Speaker(Protocol):
 
     def want(self, routes: frozenset[Route]) -> None:
         """Announce exactly these routes; the speaker owns the difference."""
+
+    def reconfigure(self, bgp: Bgp) -> None:
+        """Peers were added, removed or changed."""
 
     def observed(self) -> SpeakerState:
         """What it was told, and what the peers have."""

@@ -280,16 +280,16 @@ def snapshot(ctx: click.Context) -> None:
 
 
 @main.command()
+@click.option("--check", is_flag=True, help="Only show what would change.")
 @click.pass_context
-def reload(ctx: click.Context) -> None:
-    """Read the configuration again; a broken one is refused."""
-    _answer(
-        ctx,
-        "reload",
-        lambda r: (
-            "reloaded" + (f"; restart lbagent for: {', '.join(r['needs_restart'])}" if r["needs_restart"] else "")
-        ),
-    )
+def reload(ctx: click.Context, check: bool) -> None:
+    """Read the configuration again; a broken one is refused and the last good one stays."""
+    _answer(ctx, "reload", _reload, {"check": check})
+
+
+def _reload(result: Any) -> str:
+    done = "taken over" if result["taken_over"] else "not taken over (--check)"
+    return "\n".join([*(result["changes"] or ["nothing changes"]), done])
 
 
 @main.command()

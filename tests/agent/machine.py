@@ -9,6 +9,7 @@ from lbagent.agent.apply import Writer
 from lbagent.agent.drain import Drain
 from lbagent.agent.journal import Journal
 from lbagent.agent.loop import Loop, Pass
+from lbagent.agent.reload import compare
 from lbagent.agent.world import Clocks, World
 from lbagent.config import DrainConfig, parse, parse_range
 from lbagent.metrics import Metrics
@@ -87,7 +88,7 @@ class Machine:
             settings=lambda: parse(GOOD),
             problems=lambda: {"loop": ""},
             phase_changed=lambda: None,
-            reload=lambda: ["bgp"],
+            reload=lambda only_look: compare(parse(GOOD), parse(GOOD + "cool_down_s: 5\n"), None),
         )
 
     async def settle(self) -> Pass:

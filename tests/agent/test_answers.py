@@ -121,5 +121,7 @@ async def test_the_configuration_is_shown_as_it_is_in_force(machine: Machine, tm
     assert shown["bgp"]["peers"][0]["name"] == "tor1"
 
 
-async def test_reload_names_what_needs_a_restart(machine: Machine, tmp_path: Path) -> None:
-    assert await ask(machine.answers(tmp_path), "reload") == {"needs_restart": ["bgp"]}
+async def test_reload_says_what_it_changes(machine: Machine, tmp_path: Path) -> None:
+    answers = machine.answers(tmp_path)
+    assert await ask(answers, "reload") == {"taken_over": True, "changes": ["cool_down_s: taken over"]}
+    assert not (await ask(answers, "reload", check=True))["taken_over"]

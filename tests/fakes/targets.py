@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from lbagent.config import Bgp
 from lbagent.errors import KubeUnavailable, LbagentError, TableFull, XdpError
 from lbagent.model.pool import Assignment
 from lbagent.model.reason import Judgement
@@ -129,6 +130,9 @@ class FakeSpeaker:
         attracting = {a: u for a, u in self.state.attracting.items() if a not in {r.address for r in routes}}
         attracting |= dict.fromkeys(gone, float("inf"))
         self.state = replace(self.state, routes=routes, attracting=attracting)
+
+    def reconfigure(self, bgp: Bgp) -> None:
+        pass
 
     def confirm(self, now: float) -> None:
         self.state = replace(self.state, attracting=dict.fromkeys(self.state.attracting, now))
