@@ -11,8 +11,9 @@ the Lease object are for people. With ``duration_s`` = D, told to the others in 
 A write that was sent in time may still arrive late: the server may have been frozen, the bytes may
 wait in a send queue. Both ends give it up within seconds (client.py); the wait of the new holder
 covers that, and Cluster then lists all Services once more before anything is written. A missing
-Lease is no sign of peace (somebody may have deleted it under its holder): its creator waits too.
-Only a Lease without a holder, as the manifest brings it and as an orderly stop leaves it, is free.
+Lease is no sign of peace: somebody may have deleted it under a holder, who knows nothing of it yet
+and may write for another 2/3 D. So its creator waits twice as long. Only a Lease without a holder,
+as the manifest brings it and as an orderly stop leaves it, is free.
 """
 
 import asyncio
@@ -85,7 +86,7 @@ class Lease:
         self._deadline = float("-inf")
         self._record: Record | None = None
         self._is_known = False  # is _record what the server holds, as far as we can know?
-        self._owes_wait = True  # may somebody else's late writes still arrive?
+        self._owed_s = 2 * quiet_s(config)  # how long somebody else's writes may still arrive
         self._complaint = ""
         self._path = f"/apis/coordination.k8s.io/v1/namespaces/{config.namespace}/leases"
 
@@ -149,7 +150,7 @@ class Lease:
             if error.status != 404:
                 raise
             self._record = None
-            self._owes_wait = True
+            self._owed_s = 2 * quiet_s(self._config)
         else:
             self._note(body)
         self._is_known = True
@@ -170,7 +171,7 @@ class Lease:
         )
         self.holder = self._record.holder
         if self.holder != self.identity:
-            self._owes_wait = bool(self.holder)
+            self._owed_s = quiet_s(self._config) if self.holder else 0.0
 
     async def _write(self, decision: Decision) -> bool:
         """Become or stay the holder. False on 409: somebody was faster; look again soon."""
@@ -189,11 +190,10 @@ class Lease:
         self._note(answer)
         self._deadline = sent_at + quiet_s(self._config)
         if self.settled_at == float("inf"):
-            wait_s = quiet_s(self._config) if self._owes_wait else 0.0
-            self.settled_at = sent_at + wait_s
-            _log.info("lease acquired", lease=self._config.name, identity=self.identity, wait_s=round(wait_s, 1))
+            self.settled_at = sent_at + self._owed_s
+            _log.info("lease acquired", lease=self._config.name, identity=self.identity, wait_s=round(self._owed_s, 1))
         elif sent_at >= self.settled_at:
-            self._owes_wait = False
+            self._owed_s = 0.0
         return True
 
     def _lose(self) -> None:
