@@ -81,7 +81,14 @@ NEEDS: dict[str, tuple[Callable[[], str], ...]] = {
     "bpf": _KERNEL,
     "netns": _LAB,
     "k8s": (*_LAB, _control_plane),
-    "deploy": (_root, _command("systemd-analyze", "systemd"), _ansible),
+    "deploy": (
+        _root,
+        _bpffs,
+        _command("systemd-analyze", "systemd"),
+        _command("systemd-nspawn", "systemd-container"),
+        _command("debootstrap", "debootstrap"),
+        _ansible,
+    ),
 }
 
 
