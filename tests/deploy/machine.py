@@ -21,7 +21,8 @@ from pathlib import Path
 
 CHECKOUT = Path(__file__).resolve().parent.parent.parent
 CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lbagent" / "deploy"
-PACKAGES = "systemd,systemd-sysv,dbus,iproute2,ethtool,procps,acl,python3,python3-venv,python3-apt,python3-bpfcc,linux-headers-"
+PACKAGES = ("systemd", "systemd-sysv", "dbus", "iproute2", "ethtool", "procps", "acl", "python3", "python3-venv")
+PACKAGES += ("python3-apt", "python3-bpfcc", "linux-headers-")  # Ansible's apt module; ours
 ADDRESSES = {"eth0": "10.0.1.1/24", "eth1": "10.0.2.11/24"}
 
 BPFFS_UNIT = """
@@ -49,7 +50,7 @@ def image() -> Path:
     release = dict(line.split("=", 1) for line in Path("/etc/os-release").read_text().splitlines() if "=" in line)
     suite, distribution = (release[key].strip('"') for key in ("VERSION_CODENAME", "ID"))
     headers = "generic" if distribution == "ubuntu" else run("dpkg", "--print-architecture").strip()
-    packages = PACKAGES + headers
+    packages = ",".join(PACKAGES) + headers
     key = hashlib.sha256(f"{suite} {packages} {BPFFS_UNIT}".encode()).hexdigest()[:12]
     root = CACHE / f"{suite}-{key}"
     if root.exists():
