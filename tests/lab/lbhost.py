@@ -187,12 +187,12 @@ class LbHost:
         }
 
     def kernel_keys(self, address: str) -> list[str]:
-        """Keys of the pinned VIP map that hold this address, as bpftool dumps them, whatever the agent says."""
+        """Records of the pinned VIP map that hold this address, as bpftool dumps them, whatever the agent says."""
         wanted = ipaddress.ip_address(address).packed
-        pinned = next(self.bpffs.glob(f"lbagent/*/lb_vip_ids{6 if ':' in address else 4}"))
+        pinned = next(self.bpffs.glob("lbagent/*/lb_vips"))
         entries = json.loads(run("bpftool", "-j", "map", "dump", "pinned", str(pinned)))
-        keys = (bytes(int(byte, 16) for byte in entry["key"]) for entry in entries)
-        return sorted(key.hex(" ") for key in keys if wanted in key)
+        records = (bytes(int(byte, 16) for byte in entry["value"]) for entry in entries)
+        return sorted(record[:36].hex(" ") for record in records if wanted in record[16:32])
 
     def metrics(self) -> dict[str, float]:
         """``name{labels}`` -> value, from /metrics."""

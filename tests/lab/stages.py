@@ -118,7 +118,7 @@ def see_kernels(lab: Lab, stage: Stage) -> None:
                 name, f"{vip['vip']:<26} {vip['mode']}, node port {vip['node_port']}, ring {vip['ring']}, proven"
             )
         keys = lab.hosts[name].kernel_keys(address)
-        stage.show("  bpftool", "\n".join(f"lb_vip_ids4 key {key}" for key in keys))
+        stage.show("  bpftool", "\n".join(f"lb_vips {key}" for key in keys))
         stage.require(len(vips) == 4, f"{name} wants {len(vips)} VIPs, not 2 addresses x 2 ports")
         stage.require(keys, f"{name}: the pinned map does not hold {address}")
         stage.note(**{name: {"vips": vips, "kernel_keys": keys}})

@@ -53,8 +53,8 @@ def test_a_service_is_reachable_through_both_hosts(tier: Lab, service_name: str,
     assert ledger.by_error == {}
     assert len(ledger.by_pod) == 3
     carriers = tier.tap.carriers(ledger)
-    assert carriers["lb1"] + carriers["lb2"] == 120
-    assert min(carriers["lb1"], carriers["lb2"]) > 20
+    assert set(carriers) == {"lb1", "lb2"}, carriers
+    assert min(carriers.values()) > 20
     answers = [ask_udp(tier.client, address, ASK, f"question {number}") for number in range(20)]
     assert [answer["echo"] for answer in answers] == [f"question {number}" for number in range(20)]
 
