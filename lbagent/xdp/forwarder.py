@@ -19,7 +19,7 @@ from lbagent.config import Attach, Paths, Xdp
 from lbagent.errors import XdpError
 from lbagent.model.vip import Forward, Ring, Vip
 from lbagent.xdp import bpf, drift, maps, pins, proof, snat, testrun
-from lbagent.xdp.compile import build
+from lbagent.xdp.compile import Bytecode, build
 from lbagent.xdp.counters import Count, Counters
 from lbagent.xdp.link import Links, Programs
 from lbagent.xdp.nexthop import DEFAULT4, DEFAULT6, NextHop, NextHops
@@ -90,36 +90,20 @@ class Forwarder:
         Raises XdpError with a hint. An interface that cannot be attached does not raise: it is in
         ``observed().obstacles``, is tried again, and nothing is proven until all are attached.
         """
-        low, high = self._xdp.snat.port_range
-        own = not self._xdp.snat.addresses
-        limits = self._xdp.limits
-        sizes = maps.Sizes(
-            vips=limits.vips,
-            backends=limits.backends,
-            rings=limits.rings,
-            flows=limits.flows,
-            snat_addresses=2 if own else len(self._xdp.snat.addresses),
-            snat_ports=high - low + 1,
-        )
-        self._specs = specs = maps.specs(sizes)
+        sizes = sizes_of(self._xdp)
+        self._specs = maps.specs(sizes)
         hz = await asyncio.to_thread(testrun.kernel_hz)
-        self._bytecode = await asyncio.to_thread(
-            build,
-            assets.path("ebpf"),
-            constants=maps.constants(sizes, hz=hz),
-            maps=[spec.name for spec in specs],
-            cache=self._paths.state / "cache",
-        )
+        self._bytecode = await compile_for(self._xdp, self._paths, hz=hz)
         self._programs.open()
         self._links.open()
-        self._maps = pins.open_maps(self._paths.bpf, specs, self._live_map_ids())
+        self._maps = pins.open_maps(self._paths.bpf, self._specs, self._live_map_ids())
         self._tables = maps.Tables(self._maps, sizes=sizes, tick_s=2 ** maps.tick_shift(hz) / hz, clock=self._clock)
         self._counters = Counters(self._maps, sizes=sizes)
         self._rings = drift.Rings(self._maps)
         self._concluded: frozenset[str] = frozenset()
         self._waiting = frozenset(self._tables.backend_ids())  # of an earlier daemon, not yet confirmed
-        if own:
-            snat.reserve_ports(low, high)
+        if not self._xdp.snat.addresses:
+            snat.reserve_ports(*self._xdp.snat.port_range)
         self._configure()
         # Native drivers take packets in several buffers only from who says so; then any MTU will do. In
         # generic mode headers might lie outside the first buffer, where the program does not look.
@@ -328,6 +312,34 @@ class Forwarder:
         outcome = testrun.trial(self._program.fd, proof.sample(forward))
         address_by_id = {number: address for address, number in self._tables.backend_ids().items()}
         return proof.complaint(forward, outcome, address_by_id, self._known)
+
+
+def sizes_of(xdp: Xdp) -> maps.Sizes:
+    """What the maps are made for. The host's own addresses may be two: one per family."""
+    low, high = xdp.snat.port_range
+    return maps.Sizes(
+        vips=xdp.limits.vips,
+        backends=xdp.limits.backends,
+        rings=xdp.limits.rings,
+        flows=xdp.limits.flows,
+        snat_addresses=len(xdp.snat.addresses) or 2,
+        snat_ports=high - low + 1,
+    )
+
+
+async def compile_for(xdp: Xdp, paths: Paths, *, hz: int) -> Bytecode:
+    """The bytecode of this configuration: from the cache, else compiled and cached (seconds).
+
+    Called before an upgrade it keeps the compiler out of the restart.
+    """
+    sizes = sizes_of(xdp)
+    return await asyncio.to_thread(
+        build,
+        assets.path("ebpf"),
+        constants=maps.constants(sizes, hz=hz),
+        maps=[spec.name for spec in maps.specs(sizes)],
+        cache=paths.state / "cache",
+    )
 
 
 def uninstall(paths: Paths) -> None:

@@ -8,7 +8,7 @@ import time
 from lbagent import log
 from lbagent.config import Paths, Xdp
 from lbagent.xdp.forwarder import Forwarder
-from tests.xdp.lane import INTERFACES, NODES, ROUTER, TCP_VIP, UDP_VIP, forward_to, ring_over
+from tests.xdp.lane import INTERFACES, NODES, ROUTERS, TCP_VIP, UDP_VIP, forward_to, ring_over
 
 
 async def main() -> None:
@@ -17,7 +17,7 @@ async def main() -> None:
         Xdp(interfaces=INTERFACES),
         Paths.model_validate_json(sys.argv[1]),
         clock=time.monotonic,
-        routers=frozenset({ROUTER}),
+        routers=ROUTERS,
     )
     await forwarder.open()
     held = forwarder.observed()
