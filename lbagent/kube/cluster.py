@@ -18,7 +18,7 @@ from lbagent.kube import parse
 from lbagent.kube.client import Client
 from lbagent.kube.lease import Lease, quiet_s
 from lbagent.kube.publish import Publisher
-from lbagent.kube.watch import Changed, Clocks, Difference, Kind, Watch
+from lbagent.kube.watch import Changed, Clocks, Difference, Kind, Watch, spoken
 from lbagent.metrics import Metrics
 from lbagent.model.pool import Assignment
 from lbagent.model.reason import Judgement
@@ -136,7 +136,9 @@ class Cluster:
     @property
     def problems(self) -> Mapping[str, str]:
         """Objects that cannot be read, as ``services default/web``, each with the field that is wrong."""
-        return {f"{watch.kind.name} {key}": why for watch in self._watches for key, why in watch.problems.items()}
+        return {
+            f"{watch.kind.name} {spoken(key)}": why for watch in self._watches for key, why in watch.problems.items()
+        }
 
     @property
     def lease_holder(self) -> str:

@@ -18,7 +18,7 @@ from lbagent.model.service import Service
 HUSH_S = 30.0
 """The same Event is sent at most this often; what happens in between is only counted."""
 KEPT_S = 3600.0
-"""The API server forgets Events after an hour (--event-ttl)."""
+"""How long we remember what was said. The API server forgets Events after an hour, too."""
 
 NORMAL, WARNING = "Normal", "Warning"
 
@@ -87,28 +87,32 @@ class Teller:
         if told is not None and now - told.sent_at < HUSH_S:
             self._told_by_name[name] = replace(told, count=told.count + 1)
             return
-        if told is not None and now - told.sent_at >= KEPT_S:
-            told = None
+        count = 1 if told is None else told.count + 1
         folder = f"/api/v1/namespaces/{service.key.namespace}/events"
-        count = told.count + 1 if told else 1
-        if told is None:
+        if told is None or not await self._repeat(f"{folder}/{name}", count=count):
+            count = 1
             try:
                 await self._client.send("POST", folder, self._body(service, name, kind, message))
             except KubeRejected as error:
-                if error.status != 409:  # 409: said in an earlier life of this process
+                if error.status != 409:
                     raise
-                await self._repeat(f"{folder}/{name}", count=None)
-        else:
-            await self._repeat(f"{folder}/{name}", count=count)
+                await self._repeat(f"{folder}/{name}", count=None)  # said in an earlier life of this process
         self._told_by_name[name] = _Told(count, now)
         for old in [n for n, t in self._told_by_name.items() if now - t.sent_at >= KEPT_S]:
             del self._told_by_name[old]
 
-    async def _repeat(self, path: str, *, count: int | None) -> None:
+    async def _repeat(self, path: str, *, count: int | None) -> bool:
+        """Tell that it was said again; False when the server has forgotten the Event (after --event-ttl)."""
         patch: Json = {"lastTimestamp": rfc3339(self._clocks.wall())}
         if count is not None:
             patch["count"] = count
-        await self._client.send("PATCH", path, patch, content_type=MERGE_PATCH)
+        try:
+            await self._client.send("PATCH", path, patch, content_type=MERGE_PATCH)
+        except KubeRejected as error:
+            if error.status != 404:
+                raise
+            return False
+        return True
 
     def _body(self, service: Service, name: str, kind: tuple[str, str], message: str) -> Json:
         now = rfc3339(self._clocks.wall())

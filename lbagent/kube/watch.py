@@ -67,6 +67,11 @@ class Clocks(Protocol):
     def wall(self) -> Callable[[], float]: ...
 
 
+def spoken(key: ServiceKey) -> str:
+    """The name of any object: ``namespace/name``, or just the name of a cluster-wide one."""
+    return str(key) if key.namespace else key.name
+
+
 class Watch(Generic[Value]):
     """``objects`` by namespace and name ('' for cluster-wide kinds); ``problems`` by the same key.
 
@@ -291,7 +296,7 @@ class Watch(Generic[Value]):
     def _complain(self, key: ServiceKey, error: Unreadable) -> None:
         self._metrics.unreadable(self.kind.name)
         if self.problems.get(key) != error.message:
-            _log.warning("unreadable object skipped", resource=self.kind.name, object=str(key), error=error.message)
+            _log.warning("unreadable object skipped", resource=self.kind.name, object=spoken(key), error=error.message)
         self.problems[key] = error.message
 
     def _report(self, key: ServiceKey, value: Value | None) -> None:
