@@ -1,7 +1,5 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
-/* Two hashes: `flow_hash` finds a flow in this host's tables, `ring_hash` chooses a backend and is
- * the same on every LB host, so it knows neither ids nor salts.
- */
+/* Mixing, and what is cut out of a hash: places in lb_filter, lb_index, rings and tables. */
 #ifndef LB_HASH_H
 #define LB_HASH_H
 
@@ -36,6 +34,14 @@ LB_INLINE __u32 hint_index6(const __be32 *a)
 {
 	return hint_index4(a[0] ^ (a[1] << 7 | a[1] >> 25) ^ (a[2] << 14 | a[2] >> 18) ^
 			   (a[3] << 21 | a[3] >> 11));
+}
+
+/* Key of lb_index. */
+LB_INLINE __u64 index_hash(const __be32 *address, __be16 port, __u8 protocol, const int v6)
+{
+	__u64 x = (__u64)port << 16 | protocol;
+
+	return v6 ? mix(mix_address(address, x)) : mix(x | (__u64)address[0] << 32);
 }
 
 /* Slot of a ring, by multiplication instead of modulo. */

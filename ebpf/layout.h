@@ -21,6 +21,9 @@
 #ifndef LB_FLOW_LINES
 #define LB_FLOW_LINES 131072 /* a power of two; 64 bytes, 8 flows each */
 #endif
+#ifndef LB_INDEX_BITS
+#define LB_INDEX_BITS 17 /* 2^n entries of 8 bytes: eight times what is kept there */
+#endif
 #ifndef LB_NAT_SHIFT
 #define LB_NAT_SHIFT 14 /* 2^n buckets of 4 ports, 128 bytes, for each SNAT address */
 #endif
@@ -37,16 +40,13 @@
 
 enum lb_mode { LB_MODE_NAT = 1, LB_MODE_DSR_L2, LB_MODE_DSR_IPIP };
 
-/* lb_vip_ids4: key address << 32 | port << 16 | protocol, all as on the wire. lb_vip_ids6: */
-struct vip_key6 {
-	__be32 address[4];
-	__be16 port;
-	__u16 protocol;
-};
-
-/* Value of both: a VIP's id, or with port and protocol 0 what the bare address is. */
-#define LB_ADDRESS_IS_VIP 0x80000000u
-#define LB_ADDRESS_IS_SNAT 0x40000000u /* | index into lb_snats */
+/* lb_index: from (address, port, protocol) to an id, by open addressing: tag 16-63, id 0-15, 0 is
+ * the end of the search. What is found is compared with the record that the id names. Besides VIPs
+ * there are two keys for each address, with port 0 and these protocols:
+ */
+#define LB_KEY_VIP_ADDRESS 0 /* id of one of the VIPs at this address */
+#define LB_KEY_SNAT 255	     /* index into lb_snats */
+#define LB_INDEX_PROBES 16
 
 /* lb_filter: 64 bytes of 32 hints. A hint of 0 says: no packet to such an address is ours. */
 #define LB_HINTS 32768
@@ -198,15 +198,31 @@ struct fragment {
 	__u32 reserved;
 };
 
-/* lb_limits: token buckets, for new flows per source prefix and for the ICMP we send */
+/* lb_limits: new flows of a source prefix (IPv4 /24, IPv6 /56) in this tick */
 struct limit_key {
 	__be32 prefix[2];
-	__u32 vip; /* 0: ICMP and RST that we send */
+	__u32 vip;
 };
-struct limit {
+struct limit { /* also lb_answers, by CPU: the ICMP and RST we send */
 	__u32 tick;
 	__u32 spent;
 };
+
+/* lb_scratch, by CPU: what rare paths would keep on the stack, if it were longer than 512 bytes */
+struct question { /* what the packet that we answer said */
+	__be32 source[4], destination[4];
+	__be16 remote_port, local_port;
+	__be32 sequence, acknowledged;
+	__u32 segment_bytes; /* sequence space: payload, SYN and FIN */
+	__u8 macs[12];
+	__be32 types[3]; /* what stood behind the MAC addresses: tags and Ethertype */
+};
+struct scratch {
+	struct question question;
+	struct fragment_key fragment_key;
+	struct fragment fragment;
+};
+_Static_assert(sizeof(struct scratch) == 160, "the size the map is made with");
 
 /* lb_counters: one line per CPU and counter: [cpu][verdict | VIP | backend] */
 #define LB_COUNTER_VERDICTS 64

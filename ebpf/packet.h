@@ -12,15 +12,18 @@
 
 #define LB_MAX_TAGS 2
 
-/* Why a packet needs more than the fast path. */
-enum oddity {
-	LB_PLAIN,
-	LB_HAS_OPTIONS,	  /* IPv4 options */
-	LB_HAS_EXTENSION, /* IPv6 extension header other than a fragment header */
-	LB_FIRST_FRAGMENT,
+/* The first three travel the common road; the others are odd. */
+enum shape {
+	LB_PLAIN,	   /* TCP or UDP */
+	LB_FIRST_FRAGMENT, /* the same, and more fragments follow */
+	LB_QUOTE,	   /* an ICMP error that quotes TCP or UDP */
+	LB_LAST_COMMON = LB_QUOTE,
 	LB_LATER_FRAGMENT,
-	LB_IS_ICMP,
-	LB_OTHER_PROTOCOL,
+	LB_OPTIONS,   /* IPv4 options */
+	LB_EXTENSION, /* IPv6 extension header other than a fragment header */
+	LB_ECHO,      /* an ICMP echo request */
+	LB_ICMP,      /* any other ICMP */
+	LB_OTHER,     /* any other protocol */
 	LB_TRUNCATED, /* the headers do not fit, or contradict one another */
 };
 
@@ -32,10 +35,12 @@ struct packet {
 	__u32 ingress; /* interface index */
 	__be16 ethertype;
 	__be16 vlan; /* outermost VLAN id, 0: no tag */
-	__u8 protocol;
-	__u8 oddity;
+	__u8 protocol; /* of the transport header, also of a quoted one */
+	__u8 shape;
 	__u8 tcp_flags; /* 0 unless TCP */
-	__be16 source_port, destination_port;
+	/* The other end of the flow: the source, or the destination of what is quoted. */
+	__be32 remote[4];
+	__be16 remote_port, local_port;
 };
 
 /* Ethernet and up to two VLAN tags. The packet's Ethertype is 0 when even that does not fit. */
@@ -68,6 +73,9 @@ LB_INLINE void parse_link(struct packet *p, void *start, void *end)
 		p->link += sizeof(*tag);
 	}
 	p->ethertype = type;
+	p->link = lb_forget(p->link, type, 31);
+	p->l3 = start + p->link;
+	LB_KEEP(p->l3);
 }
 
 /* The IPv4 header. -1: not a header we understand at all. */
@@ -80,14 +88,14 @@ LB_INLINE int parse_ip4(struct packet *p)
 	p->l4 = ip + 1;
 	p->bytes = LB_HOST16(ip->tot_len);
 	p->protocol = ip->protocol;
-	p->oddity = LB_PLAIN;
+	p->shape = LB_PLAIN;
 	if (*(__u8 *)ip != 0x45) {
 		if (ip->version != 4)
 			return -1;
-		p->oddity = ip->ihl < 5 ? LB_TRUNCATED : LB_HAS_OPTIONS;
+		p->shape = ip->ihl < 5 ? LB_TRUNCATED : LB_OPTIONS;
 	} else if (ip->frag_off & LB_BE16(LB_MORE_FRAGMENTS | LB_FRAGMENT_OFFSET)) {
-		p->oddity = ip->frag_off & LB_BE16(LB_FRAGMENT_OFFSET) ? LB_LATER_FRAGMENT
-								       : LB_FIRST_FRAGMENT;
+		p->shape = ip->frag_off & LB_BE16(LB_FRAGMENT_OFFSET) ? LB_LATER_FRAGMENT
+								      : LB_FIRST_FRAGMENT;
 	}
 	return 0;
 }
@@ -103,61 +111,26 @@ LB_INLINE int parse_ip6(struct packet *p)
 	p->l4 = ip + 1;
 	p->bytes = LB_HOST16(ip->payload_len) + sizeof(*ip);
 	p->protocol = ip->nexthdr;
-	p->oddity = LB_PLAIN;
-	switch (ip->nexthdr) {
-	case IPPROTO_TCP:
-	case IPPROTO_UDP:
+	p->shape = LB_PLAIN;
+	if (ip->nexthdr == IPPROTO_TCP || ip->nexthdr == IPPROTO_UDP)
 		return 0;
-	case IPPROTO_FRAGMENT:
+	if (ip->nexthdr == IPPROTO_FRAGMENT) {
 		fragment = p->l4;
-		if ((void *)(fragment + 1) > p->end) {
-			p->oddity = LB_TRUNCATED;
+		p->shape = LB_TRUNCATED;
+		if ((void *)(fragment + 1) > p->end)
 			return 0;
-		}
 		p->l4 = fragment + 1;
 		p->protocol = fragment->next;
-		p->oddity = fragment->offset & LB_BE16(0xfff8) ? LB_LATER_FRAGMENT
-							       : LB_FIRST_FRAGMENT;
-		return 0;
-	case IPPROTO_HOPOPTS:
-	case IPPROTO_ROUTING:
-	case IPPROTO_DSTOPTS:
-	case IPPROTO_AH:
-		p->oddity = LB_HAS_EXTENSION;
+		p->shape = fragment->offset & LB_BE16(0xfff8) ? LB_LATER_FRAGMENT
+							      : LB_FIRST_FRAGMENT;
+	} else if (ip->nexthdr == IPPROTO_HOPOPTS || ip->nexthdr == IPPROTO_ROUTING ||
+		   ip->nexthdr == IPPROTO_DSTOPTS || ip->nexthdr == IPPROTO_AH) {
+		p->shape = LB_EXTENSION;
 	}
 	return 0;
 }
 
-/* Ports and TCP flags, with whole transport headers: assumes a plain packet or a first fragment. */
-LB_INLINE void parse_l4(struct packet *p)
-{
-	struct tcphdr *tcp = p->l4;
-	struct udphdr *udp = p->l4;
-
-	p->tcp_flags = 0;
-	if (p->protocol == IPPROTO_TCP) {
-		if ((void *)(tcp + 1) > p->end) {
-			p->oddity = LB_TRUNCATED;
-			return;
-		}
-		p->source_port = tcp->source;
-		p->destination_port = tcp->dest;
-		p->tcp_flags = ((__u8 *)tcp)[13];
-	} else if (p->protocol == IPPROTO_UDP) {
-		if ((void *)(udp + 1) > p->end) {
-			p->oddity = LB_TRUNCATED;
-			return;
-		}
-		p->source_port = udp->source;
-		p->destination_port = udp->dest;
-	} else if (p->protocol == IPPROTO_ICMP || p->protocol == IPPROTO_ICMPV6) {
-		p->oddity = LB_IS_ICMP;
-	} else {
-		p->oddity = LB_OTHER_PROTOCOL;
-	}
-}
-
-/* The addresses, four words each; of an IPv4 packet the first word counts. */
+/* The addresses: four words, of which IPv4 has the first. Assume the IP header was parsed. */
 LB_INLINE __be32 *source_of(struct packet *p, const int v6)
 {
 	return v6 ? ((struct ipv6hdr *)p->l3)->saddr.s6_addr32 : &((struct iphdr *)p->l3)->saddr;
@@ -168,11 +141,108 @@ LB_INLINE __be32 *destination_of(struct packet *p, const int v6)
 	return v6 ? ((struct ipv6hdr *)p->l3)->daddr.s6_addr32 : &((struct iphdr *)p->l3)->daddr;
 }
 
+LB_INLINE void copy_address(__be32 *to, const __be32 *from, const int v6)
+{
+	to[0] = from[0];
+	if (v6) {
+		to[1] = from[1];
+		to[2] = from[2];
+		to[3] = from[3];
+	}
+}
+
 LB_INLINE int same_address(const __be32 *a, const __be32 *b, const int v6)
 {
 	if (!v6)
 		return a[0] == b[0];
 	return a[0] == b[0] && a[1] == b[1] && a[2] == b[2] && a[3] == b[3];
+}
+
+/* An ICMP error: from now on the packet stands for the flow it quotes, whose ends are reversed.
+ * It stays LB_ICMP when that is no flow to our address, or not to be understood.
+ */
+LB_INLINE void parse_quote(struct packet *p, const int v6)
+{
+	struct ipv6hdr *ip6 = p->l4 + 8;
+	struct iphdr *ip4 = p->l4 + 8;
+	__be16 *ports;
+
+	if (v6) {
+		ports = (void *)(ip6 + 1);
+		if ((void *)(ports + 4) > p->end || ip6->version != 6 ||
+		    !same_address(ip6->saddr.s6_addr32, destination_of(p, v6), v6))
+			return;
+		p->protocol = ip6->nexthdr;
+		copy_address(p->remote, ip6->daddr.s6_addr32, v6);
+	} else {
+		ports = (void *)(ip4 + 1);
+		if ((void *)(ports + 4) > p->end || *(__u8 *)ip4 != 0x45 ||
+		    ip4->frag_off & LB_BE16(LB_FRAGMENT_OFFSET) ||
+		    ip4->saddr != *destination_of(p, v6))
+			return;
+		p->protocol = ip4->protocol;
+		p->remote[0] = ip4->daddr;
+	}
+	if (p->protocol != IPPROTO_TCP && p->protocol != IPPROTO_UDP)
+		return;
+	p->local_port = ports[0];
+	p->remote_port = ports[1];
+	p->shape = LB_QUOTE;
+}
+
+/* Assumes that the packet's protocol is ICMP of its family. */
+LB_INLINE void parse_icmp(struct packet *p, const int v6)
+{
+	struct icmphdr *icmp = p->l4; /* ICMPv6 begins alike: type, code, checksum, four bytes */
+
+	p->shape = LB_TRUNCATED;
+	if ((void *)(icmp + 1) > p->end)
+		return;
+	p->shape = LB_ICMP;
+	if (icmp->type == (v6 ? ICMPV6_ECHO_REQUEST : ICMP_ECHO))
+		p->shape = LB_ECHO;
+	else if (v6 ? icmp->type >= ICMPV6_DEST_UNREACH && icmp->type <= ICMPV6_PARAMPROB
+		    : icmp->type == ICMP_DEST_UNREACH || icmp->type == ICMP_TIME_EXCEEDED ||
+			      icmp->type == ICMP_PARAMETERPROB)
+		parse_quote(p, v6);
+}
+
+LB_INLINE void parse_transport(struct packet *p, const int v6)
+{
+	struct tcphdr *tcp = p->l4;
+	struct udphdr *udp = p->l4;
+
+	if (p->protocol == IPPROTO_TCP) {
+		if ((void *)(tcp + 1) > p->end) {
+			p->shape = LB_TRUNCATED;
+			return;
+		}
+		p->remote_port = tcp->source;
+		p->local_port = tcp->dest;
+		p->tcp_flags = ((__u8 *)tcp)[13];
+	} else if (p->protocol == IPPROTO_UDP) {
+		if ((void *)(udp + 1) > p->end) {
+			p->shape = LB_TRUNCATED;
+			return;
+		}
+		p->remote_port = udp->source;
+		p->local_port = udp->dest;
+	} else if (p->shape == LB_PLAIN && p->protocol == (v6 ? IPPROTO_ICMPV6 : IPPROTO_ICMP)) {
+		parse_icmp(p, v6);
+	} else {
+		p->shape = LB_OTHER;
+	}
+}
+
+/* What is behind the IP header of a plain packet or a first fragment. */
+LB_INLINE void parse_l4(struct packet *p, const int v6)
+{
+	p->tcp_flags = 0;
+	copy_address(p->remote, source_of(p, v6), v6);
+	parse_transport(p, v6);
+	p->shape = lb_forget(p->shape, p->bytes, 15);
+	p->protocol = lb_forget(p->protocol, p->bytes, 255);
+	p->tcp_flags = lb_forget(p->tcp_flags, p->bytes, 255);
 }
 
 /* A packet that opens a TCP connection. */

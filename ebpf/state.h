@@ -53,12 +53,10 @@ LB_INLINE __u16 nat_generation(__u64 life)
 	return life >> 16;
 }
 
-/* Ticks since the slot's last packet: another CPU may be one tick ahead of us. */
+/* Ticks since the slot's last packet, begun ones too: another CPU may be one tick ahead of us. */
 LB_INLINE __u32 nat_idle(__u64 life, __u32 now)
 {
-	__s32 idle = now - (__u32)(life >> 32);
-
-	return idle < 0 ? 0 : idle;
+	return now + 1 - (__u32)(life >> 32);
 }
 
 #endif

@@ -45,6 +45,26 @@
 #define LB_TCP_RST 0x04
 #define LB_TCP_ACK 0x10
 
+/* `x`, of which the verifier knows nothing any more but that it is at most `mask`: so it walks the
+ * rest of the journey once, and not once for every value `x` may have. `unknown`: anything read.
+ */
+LB_INLINE __u64 lb_forget(__u64 x, __u64 unknown, const __u64 mask)
+{
+#ifdef __KERNEL__
+	asm volatile("%0 ^= %1\n\t%0 ^= %1" : "+r"(x) : "r"(unknown));
+#endif
+	return x & mask;
+}
+
+/* A packet pointer that the compiler must not compute a second time: the verifier would take the
+ * second one for another pointer, whose bounds nobody has checked.
+ */
+#ifdef __KERNEL__
+#define LB_KEEP(pointer) asm volatile("" : "+r"(pointer))
+#else
+#define LB_KEEP(pointer)
+#endif
+
 struct vlan_tag { /* what follows the Ethernet addresses and the tag's own type */
 	__be16 control;
 	__be16 protocol;

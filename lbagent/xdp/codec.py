@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from lbagent.model.service import Protocol, ServiceKey
 from lbagent.model.vip import RING_SLOTS, BackendState, Forward, Mode, Ring, Vip
+from lbagent.xdp.index import index_hash
 from lbagent.xdp.nexthop import NextHop
 
 LAYOUT = 1
@@ -21,7 +22,6 @@ SLOTS_PER_LINE = 32
 SLOT_LINES = -(-RING_SLOTS // SLOTS_PER_LINE)
 HINTS = 32768
 HINT_VIP = 0x8000
-ADDRESS_IS_VIP, ADDRESS_IS_SNAT = 0x80000000, 0x40000000
 PATH_SECOND, PATH_USABLE = 0x1, 0x2
 NAT_WAYS = 4
 NAT_STATES = 16
@@ -45,6 +45,7 @@ COUNTER = struct.Struct("<8Q")
 CLIENT_KEY_BYTES, CLIENT_BYTES = 20, 8
 FRAGMENT_KEY_BYTES, FRAGMENT_BYTES = 40, 48
 LIMIT_KEY_BYTES, LIMIT_BYTES = 12, 8
+SCRATCH_BYTES = 160
 
 
 def address_bytes(address: str) -> bytes:
@@ -66,15 +67,9 @@ def hint_index(address: str) -> int:
     return (folded * 0x9E3779B1 & 0xFFFFFFFF) >> 17
 
 
-def vip_key(address: str, port: int, protocol: Protocol | None) -> bytes:
-    """Key of lb_vip_ids4 or 6. Port 0 and no protocol: the bare address."""
-    number = _PROTOCOL[protocol] if protocol is not None else 0
-    packed = ipaddress.ip_address(address).packed
-    if len(packed) == 16:
-        return packed + port.to_bytes(2, "big") + number.to_bytes(2, "little")
-    (word,) = struct.unpack("<I", packed)
-    wire_port = int.from_bytes(port.to_bytes(2, "big"), "little")
-    return struct.pack("<Q", word << 32 | wire_port << 16 | number)
+def vip_hash(vip: Vip) -> int:
+    """Under which hash lb_index knows a Vip."""
+    return index_hash(vip.address, vip.port, _PROTOCOL[vip.protocol])
 
 
 # --- VIPs --------------------------------------------------------------------------------------

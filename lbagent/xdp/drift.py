@@ -14,7 +14,7 @@ from contextlib import ExitStack
 from lbagent.xdp import codec
 from lbagent.xdp.bpf import Map, MapType
 
-_OURS = ("lb_config", "lb_filter", "lb_vip_ids4", "lb_vip_ids6", "lb_backends", "lb_routers", "lb_snats")
+_OURS = ("lb_config", "lb_filter", "lb_index", "lb_backends", "lb_routers", "lb_snats")
 
 
 def changed_by(write: Callable[[], None], maps: Mapping[str, Map]) -> tuple[str, ...]:

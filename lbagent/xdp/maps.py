@@ -18,6 +18,7 @@ from lbagent.errors import TableFull, XdpError
 from lbagent.model.vip import Forward, Ring, Vip
 from lbagent.xdp import codec
 from lbagent.xdp.bpf import Map, MapFlag, MapSpec, MapType, possible_cpus
+from lbagent.xdp.index import KEY_SNAT, KEY_VIP_ADDRESS, TAG, Index, index_hash
 from lbagent.xdp.nexthop import NextHop
 
 COUNTER_VERDICTS = 64
@@ -34,6 +35,7 @@ _LIMIT_ENTRIES = 1 << 16
 _SHARED = (
     "lb_config",
     "lb_filter",
+    "lb_index",
     "lb_vips",
     "lb_rings",
     "lb_backends",
@@ -68,6 +70,11 @@ class Sizes:
         return max(0, self.snat_ports // codec.NAT_WAYS - 1).bit_length()
 
     @property
+    def index_bits(self) -> int:
+        """2^n entries of lb_index: eight times the VIPs, their addresses and the SNAT addresses."""
+        return (8 * (2 * self.vips + SNATS) - 1).bit_length()
+
+    @property
     def counters(self) -> int:
         """Counters of one CPU."""
         return COUNTER_VERDICTS + (self.vips + 1) + (self.backends + 1)
@@ -84,13 +91,14 @@ def constants(sizes: Sizes, *, hz: int) -> dict[str, int]:
         "LB_VIPS": sizes.vips + 1,
         "LB_BACKENDS": sizes.backends + 1,
         "LB_FLOW_LINES": sizes.flow_lines,
+        "LB_INDEX_BITS": sizes.index_bits,
         "LB_NAT_SHIFT": sizes.nat_shift,
         "LB_TICK_SHIFT": tick_shift(hz),
     }
 
 
 def specs(sizes: Sizes) -> tuple[MapSpec, ...]:
-    """All maps of lb.c. Hash maps are made four times as large as needed: chains cost 6 ns."""
+    """All maps of lb.c."""
 
     def array(name: str, value_bytes: int, entries: int) -> MapSpec:
         return MapSpec(
@@ -107,12 +115,10 @@ def specs(sizes: Sizes) -> tuple[MapSpec, ...]:
         return MapSpec(name=name, type=kind, key_bytes=key_bytes, value_bytes=value_bytes, entries=entries, flags=flags)
 
     backends = sizes.backends + 1
-    names = 4 * (2 * sizes.vips + SNATS)
     return (
         array("lb_config", codec.CONFIG.size, 1),
         array("lb_filter", codec.LINE, codec.HINTS // 32),
-        table("lb_vip_ids4", MapType.HASH, 8, 4, names),
-        table("lb_vip_ids6", MapType.HASH, 20, 4, names),
+        array("lb_index", 8, 1 << sizes.index_bits),
         array("lb_vips", codec.VIP.size, sizes.vips + 1),
         array("lb_rings", codec.LINE, (sizes.rings + 1) * codec.ring_lines(backends)),
         array("lb_backends", codec.NEIGHBOUR.size, backends),
@@ -126,6 +132,8 @@ def specs(sizes: Sizes) -> tuple[MapSpec, ...]:
         table("lb_affinity", MapType.LRU_HASH, codec.CLIENT_KEY_BYTES, codec.CLIENT_BYTES, _AFFINITY_ENTRIES),
         table("lb_fragments", MapType.LRU_HASH, codec.FRAGMENT_KEY_BYTES, codec.FRAGMENT_BYTES, _FRAGMENT_ENTRIES),
         table("lb_limits", MapType.LRU_HASH, codec.LIMIT_KEY_BYTES, codec.LIMIT_BYTES, _LIMIT_ENTRIES),
+        array("lb_answers", codec.LIMIT_BYTES, possible_cpus()),
+        table("lb_scratch", MapType.PERCPU_ARRAY, 4, codec.SCRATCH_BYTES, 1),
         array("lb_counters", codec.COUNTER.size, possible_cpus() * sizes.counters),
     )
 
@@ -192,7 +200,7 @@ def settings_bytes(settings: Settings, tick_s: float) -> bytes:
     pressure = {**timeout, **_PRESSURE_S, **settings.pressure_s}
 
     def by_state(seconds: Mapping[str, float]) -> list[int]:
-        ticks = [max(1, round(seconds.get(state, 0) / tick_s)) for state in NAT_STATES]
+        ticks = [round(seconds.get(state, 0) / tick_s) for state in NAT_STATES]
         return ticks + [0] * (codec.NAT_STATES - len(ticks))
 
     families = [ipaddress.ip_address(a).version for a in settings.snat_addresses]
@@ -251,38 +259,30 @@ class Tables:
         self._tick_s = tick_s
         self._clock = clock
         self._memory = {name: maps[name].map_memory() for name in _SHARED}
+        self._index = Index(memoryview(self._memory["lb_index"]).cast("Q"))
         self._hops: dict[str, NextHop | None] = {}
         self._settings = Settings()
-        self.reload()
+        self._load()
 
     def close(self) -> None:
+        self._index.close()
         for memory in self._memory.values():
             memory.close()
 
     # --- what is there ---------------------------------------------------------------------
 
-    def reload(self) -> None:
+    def _load(self) -> None:
         """Find every id again in the maps."""
-        sizes, lines = self._sizes, codec.ring_lines(self._sizes.backends + 1)
-        self._ring_size = lines * codec.LINE
-        self._record_by_id: dict[int, codec.VipRecord] = {}
-        self._id_by_vip: dict[Vip, int] = {}
-        for name in ("lb_vip_ids4", "lb_vip_ids6"):
-            for key, value in self._maps[name].items():
-                self._reload_vip(key, int.from_bytes(value, "little"))
-        self._backend_id = self._addresses("lb_backends", range(1, sizes.backends + 1))
-        self._router_id = {**DEFAULT_ROUTERS, **self._addresses("lb_routers", range(2, ROUTERS))}
-        self._ring_id: dict[str, int] = {}
-        for number in range(1, sizes.rings + 1):
-            (fingerprint,) = struct.unpack_from("<Q", self._memory["lb_rings"], number * self._ring_size)
-            if fingerprint:
-                self._ring_id[f"{fingerprint:016x}"] = number
-        self._ranges_by_id: dict[int, tuple[str, ...]] = {}
-        for name in ("lb_ranges4", "lb_ranges6"):
-            for entry in self._maps[name].items():
-                number, network = codec.range_of(entry[0])
-                self._ranges_by_id[number] = (*self._ranges_by_id.get(number, ()), network)
-        self._ranges_by_id = {i: codec.canonical_ranges(r) for i, r in self._ranges_by_id.items()}
+        sizes = self._sizes
+        self._ring_size = codec.ring_lines(sizes.backends + 1) * codec.LINE
+        self._record_by_id = self._read_records()
+        self._id_by_vip = {record.vip: number for number, record in self._record_by_id.items()}
+        served = {codec.vip_hash(vip) & TAG for vip in self._id_by_vip}
+        self._address_keys = {word & TAG for word in self._index.words()} - served
+        self._backend_id = self._read_addresses("lb_backends", range(1, sizes.backends + 1))
+        self._router_id = {**DEFAULT_ROUTERS, **self._read_addresses("lb_routers", range(2, ROUTERS))}
+        self._ring_id = self._read_rings()
+        self._ranges_by_id = self._read_ranges()
 
         def free(what: str, last: int, used: Iterable[int], first: int = 1) -> _Ids:
             taken = set(used)
@@ -294,18 +294,39 @@ class Tables:
         self._free_routers = free("router", ROUTERS - 1, self._router_id.values(), 2)
         self._free_ranges = free("source range set", 65535, self._ranges_by_id)
 
-    def _reload_vip(self, key: bytes, number: int) -> None:
-        if number & (codec.ADDRESS_IS_VIP | codec.ADDRESS_IS_SNAT) or number > self._sizes.vips:
-            return
-        at = number * codec.LINE
-        record = codec.vip_record(self._memory["lb_vips"][at : at + codec.LINE])
-        if record is None or codec.vip_key(record.vip.address, record.vip.port, record.vip.protocol) != key:
-            self._maps["lb_vip_ids4" if len(key) == 8 else "lb_vip_ids6"].delete(key)  # corrupted: make it anew
-            return
-        self._record_by_id[number] = record
-        self._id_by_vip[record.vip] = number
+    def _read_records(self) -> dict[int, codec.VipRecord]:
+        """The VIPs that a packet would find: a sound record that the index points to."""
+        found = {}
+        for number in {word & 0xFFFF for word in self._index.words()}:
+            if number <= self._sizes.vips:
+                at = number * codec.LINE
+                record = codec.vip_record(self._memory["lb_vips"][at : at + codec.LINE])
+                if record is not None and self._index.find(codec.vip_hash(record.vip)) == number:
+                    found[number] = record
+        return found
 
-    def _addresses(self, name: str, numbers: Iterable[int]) -> dict[str, int]:
+    def _read_rings(self) -> dict[str, int]:
+        """Rings by their fingerprints."""
+        found = {}
+        for number in range(1, self._sizes.rings + 1):
+            if name := self._ring_name(number):
+                found[name] = number
+        return found
+
+    def _ring_name(self, number: int) -> str:
+        """The fingerprint in a ring's head; '' when there is no ring, or drift.py found it spoilt."""
+        (fingerprint,) = struct.unpack_from("<Q", self._memory["lb_rings"], number * self._ring_size)
+        return f"{fingerprint:016x}" if fingerprint else ""
+
+    def _read_ranges(self) -> dict[int, tuple[str, ...]]:
+        found: dict[int, list[str]] = {}
+        for name in ("lb_ranges4", "lb_ranges6"):
+            for entry in self._maps[name].items():
+                number, network = codec.range_of(entry[0])
+                found.setdefault(number, []).append(network)
+        return {number: codec.canonical_ranges(networks) for number, networks in found.items()}
+
+    def _read_addresses(self, name: str, numbers: Iterable[int]) -> dict[str, int]:
         found = {}
         for number in numbers:
             packed, _, family, _, _ = codec.NEIGHBOUR.unpack_from(self._memory[name], number * codec.LINE)
@@ -314,23 +335,23 @@ class Tables:
         return found
 
     def read(self) -> dict[Vip, Forward]:
-        """What the kernel serves, from the maps themselves."""
-        self.reload()
-        fingerprint_by_id = {number: fingerprint for fingerprint, number in self._ring_id.items()}
+        """What the kernel serves, from the maps themselves; a spoilt ring has no fingerprint."""
+        fingerprint_by_id = {number: fingerprint for fingerprint, number in self._read_rings().items()}
+        ranges_by_id = self._read_ranges()
         return {
             record.vip: codec.forward(
                 record,
                 fingerprint=fingerprint_by_id.get(record.ring_id, ""),
-                ranges=self._ranges_by_id.get(record.ranges_id, ()),
+                ranges=ranges_by_id.get(record.ranges_id, ()),
                 tick_s=self._tick_s,
             )
-            for record in self._record_by_id.values()
+            for record in self._read_records().values()
         }
 
     def rings(self) -> frozenset[str]:
         """Fingerprints of the rings that VIPs use."""
-        used = {record.ring_id for record in self._record_by_id.values()}
-        return frozenset(fingerprint for fingerprint, number in self._ring_id.items() if number in used)
+        used = {record.ring_id for record in self._read_records().values()}
+        return frozenset(fingerprint for fingerprint, number in self._read_rings().items() if number in used)
 
     def vip_id(self, vip: Vip) -> int:
         """Its id, which names its counters; 0 when it is not served."""
@@ -359,35 +380,26 @@ class Tables:
         self._write_addresses()
 
     def _write_addresses(self) -> None:
-        """What each address is, exactly (in the hash maps) and as a hint (in the filter)."""
+        """What each address is: exactly in the index, as a hint in the filter."""
         ordered = sorted(self._settings.snat_addresses, key=lambda a: ipaddress.ip_address(a).version)
-        kind_by_address: dict[str, int] = {}
+        wanted: dict[int, int] = {}
         hints = [0] * codec.HINTS
-        for number, address in enumerate(ordered):
-            kind_by_address[address] = codec.ADDRESS_IS_SNAT | number
-            hints[codec.hint_index(address)] = number + 1
-        for vip in self._id_by_vip:
-            kind_by_address[vip.address] = codec.ADDRESS_IS_VIP | kind_by_address.get(vip.address, 0)
+        for number, address in enumerate(ordered, 1):
+            wanted[index_hash(address, 0, KEY_SNAT) & TAG] = number
+            hints[codec.hint_index(address)] = number
+        for vip, number in self._id_by_vip.items():
+            wanted.setdefault(index_hash(vip.address, 0, KEY_VIP_ADDRESS) & TAG, number)
             hints[codec.hint_index(vip.address)] |= codec.HINT_VIP
-        for name, family in (("lb_vip_ids4", 4), ("lb_vip_ids6", 6)):
-            wanted = {
-                codec.vip_key(a, 0, None): struct.pack("<I", kind)
-                for a, kind in kind_by_address.items()
-                if (6 if ":" in a else 4) == family
-            }
-            held = {
-                key: value
-                for key, value in self._maps[name].items()
-                if int.from_bytes(value, "little") & (codec.ADDRESS_IS_VIP | codec.ADDRESS_IS_SNAT)
-            }
-            fresh = {key: value for key, value in wanted.items() if held.get(key) != value}
-            self._maps[name].update_all(b"".join(fresh), b"".join(fresh.values()))
-            self._maps[name].delete_all(b"".join(key for key in held if key not in wanted))
-        view = memoryview(self._memory["lb_filter"]).cast("H")
-        for index, hint in enumerate(hints):
-            if view[index] != hint:
-                view[index] = hint
-        view.release()
+        for gone in self._address_keys - wanted.keys():
+            self._index.remove(gone)
+        for key, number in wanted.items():
+            if self._index.find(key) != number:
+                self._index.set(key, number)
+        self._address_keys = set(wanted)
+        with memoryview(self._memory["lb_filter"]) as whole, whole.cast("H") as words:
+            for at, hint in enumerate(hints):
+                if words[at] != hint:
+                    words[at] = hint
 
     # --- ways ------------------------------------------------------------------------------
 
@@ -424,14 +436,13 @@ class Tables:
         if is_same and (hop is None or hops[second] == codec.hop_bytes(hop)):
             return
         hops[not second] = codec.hop_bytes(hop)
-        words = memoryview(memory).cast("I")
-        if old_address != packed:
-            words[(at + 16) // 4] = 0  # nobody follows it while its address changes
-        head = codec.NEIGHBOUR.pack(packed, 0, 6 if ":" in address else 4, *hops)
-        memory[at : at + 16] = head[:16]
-        memory[at + 20 : at + codec.LINE] = head[20:]
-        words[(at + 16) // 4] = codec.neighbour_path(hop, second=not second)
-        words.release()
+        with memoryview(memory) as whole, whole.cast("I") as words:
+            if old_address != packed:
+                words[(at + 16) // 4] = 0  # nobody follows it while its address changes
+            head = codec.NEIGHBOUR.pack(packed, 0, 6 if ":" in address else 4, *hops)
+            memory[at : at + 16] = head[:16]
+            memory[at + 20 : at + codec.LINE] = head[20:]
+            words[(at + 16) // 4] = codec.neighbour_path(hop, second=not second)
 
     # --- changes ---------------------------------------------------------------------------
 
@@ -449,27 +460,24 @@ class Tables:
                 failed[forward.vip] = error
                 continue
             self._record_by_id[number] = record
-            if forward.vip not in self._id_by_vip:
+            self._id_by_vip[forward.vip] = number
+            self._write_vip(number, record)
+            if self._index.find(codec.vip_hash(forward.vip)) != number:
                 fresh[number] = record
-                self._id_by_vip[forward.vip] = number
-            self._write_vip(number, record, is_new=number in fresh)
         if fresh:
             self._write_addresses()
-            for name, family in (("lb_vip_ids4", 4), ("lb_vip_ids6", 6)):
-                mine = {n: r for n, r in fresh.items() if r.vip.family == family}
-                keys = [codec.vip_key(r.vip.address, r.vip.port, r.vip.protocol) for r in mine.values()]
-                self._maps[name].update_all(b"".join(keys), b"".join(struct.pack("<I", n) for n in mine))
+            for number, record in fresh.items():
+                self._index.set(codec.vip_hash(record.vip), number)
         self._collect()
         return failed
 
     def unprogram(self, vips: Iterable[Vip]) -> None:
         """Stop serving these VIPs; their ids rest before they are used again."""
         known = [vip for vip in dict.fromkeys(vips) if vip in self._id_by_vip]
-        for name, family in (("lb_vip_ids4", 4), ("lb_vip_ids6", 6)):
-            keys = [codec.vip_key(v.address, v.port, v.protocol) for v in known if v.family == family]
-            self._maps[name].delete_all(b"".join(keys))
         for vip in known:
+            self._index.remove(codec.vip_hash(vip))
             number = self._id_by_vip.pop(vip)
+            self._memory["lb_vips"][number * codec.LINE : (number + 1) * codec.LINE] = bytes(codec.LINE)
             del self._record_by_id[number]
             self._free_vips.give_back(number)
         if known:
@@ -496,22 +504,23 @@ class Tables:
         )
         return number, record
 
-    def _write_vip(self, number: int, record: codec.VipRecord, *, is_new: bool) -> None:
+    def _write_vip(self, number: int, record: codec.VipRecord) -> None:
+        """Another target, by one store, when the VIP is there already; else all of it."""
         memory, at = self._memory["lb_vips"], number * codec.LINE
         packed = record.packed()
-        if is_new:
+        if memory[at + 8 : at + 36] != packed[8:36]:
             memory[at : at + codec.LINE] = packed
             return
-        words = memoryview(memory).cast("Q")
         memory[at + 36 : at + codec.LINE] = packed[36:]
-        words[at // 8] = record.target
-        words.release()
+        with memoryview(memory) as whole, whole.cast("Q") as words:
+            words[at // 8] = record.target
 
     def _install_ring(self, fingerprint: str, rings: Mapping[str, Ring]) -> int:
         if not fingerprint:
             return 0
-        if fingerprint in self._ring_id:
-            return self._ring_id[fingerprint]
+        known = self._ring_id.get(fingerprint)
+        if known is not None and self._ring_name(known) == fingerprint:
+            return known
         if fingerprint not in rings:
             raise XdpError(f"ring {fingerprint} is not in the kernel and was not given")
         ring = rings[fingerprint]
@@ -522,6 +531,8 @@ class Tables:
         at = number * self._ring_size
         self._memory["lb_rings"][at : at + self._ring_size] = packed
         self._ring_id[fingerprint] = number
+        if known is not None:
+            self._free_rings.give_back(known)
         return number
 
     def _install_backend(self, address: str) -> None:

@@ -18,6 +18,7 @@ from lbagent import log
 from lbagent.errors import XdpError
 from lbagent.xdp import bpf, codec
 from lbagent.xdp.bpf import Map, MapSpec, MapType
+from lbagent.xdp.index import Index
 
 _LOG = log.get("xdp")
 _STARTS_ANEW = {"lb_flows", "lb_nat", "lb_counters", "lb_fragments", "lb_limits"}
@@ -112,6 +113,8 @@ def _inherit(spec: MapSpec, before: Mapping[str, Map], backends: int) -> Map:
         _LOG.warning("table starts anew", map=spec.name, before=old.spec.entries, now=spec.entries)
     elif spec.name == "lb_rings":
         _copy_rings(old, new, before["lb_backends"].spec.entries, backends)
+    elif spec.name == "lb_index":
+        _copy_index(old, new)
     elif spec.type is MapType.ARRAY:
         _copy_array(old, new)
     else:
@@ -124,6 +127,15 @@ def _copy_array(old: Map, new: Map) -> None:
     size = min(old.spec.entries, new.spec.entries) * new.stride
     with old.map_memory() as source, new.map_memory() as target:
         target[:size] = source[:size]
+
+
+def _copy_index(old: Map, new: Map) -> None:
+    """An entry's place follows from the size of the table."""
+    with old.map_memory() as source, new.map_memory() as target:
+        before, now = (Index(memoryview(memory).cast("Q")) for memory in (source, target))
+        now.take_over(before)
+        before.close()
+        now.close()
 
 
 def _copy_rings(old: Map, new: Map, old_backends: int, new_backends: int) -> None:

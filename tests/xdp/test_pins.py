@@ -27,7 +27,7 @@ def hashed(name: str, entries: int) -> MapSpec:
 
 def specs(*, vips: int = 8, backends: int = 100, rings: int = 2, flows: int = 16) -> tuple[MapSpec, ...]:
     return (
-        hashed("lb_vip_ids4", 4 * vips),
+        hashed("lb_router_ids", 4 * vips),
         array("lb_vips", vips),
         array("lb_backends", backends),
         array("lb_rings", rings * codec.ring_lines(backends)),
@@ -80,11 +80,11 @@ def test_a_lost_pin_costs_that_map_alone(pins: Path):
 
 def test_larger_maps_get_the_content_and_equal_ones_are_kept(pins: Path):
     small = opened(pins, specs())
-    small["lb_vip_ids4"].update(bytes(8), b"\3\0\0\0")
+    small["lb_router_ids"].update(bytes(8), b"\3\0\0\0")
     put(small["lb_vips"], 3, b"vip")
     put(small["lb_backends"], 99, b"backend")
     large = opened(pins, specs(vips=1000), small)
-    assert large["lb_vip_ids4"].lookup(bytes(8)) == b"\3\0\0\0"
+    assert large["lb_router_ids"].lookup(bytes(8)) == b"\3\0\0\0"
     assert get(large["lb_vips"], 3) == b"vip"
     assert large["lb_vips"].spec.entries == 1000
     assert large["lb_backends"].id == small["lb_backends"].id
