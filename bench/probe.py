@@ -10,15 +10,18 @@ import asyncio
 import contextlib
 import heapq
 import itertools
+import os
 import platform
 import random
 import resource
 import select
+import signal
 import socket
+import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
 
 import aiohttp
@@ -110,6 +113,41 @@ async def ours(targets: frozenset[ProbeTarget]) -> Cost:
     if len(prober.pulses) != len(targets):
         raise RuntimeError(f"only {len(prober.pulses)} of {len(targets)} targets have a pulse")
     return cost
+
+
+async def outage(
+    targets: frozenset[ProbeTarget], victims: frozenset[ProbeTarget], server: int, settings: config.Probe
+) -> str:
+    """The victims' server (a pid) is stopped and goes on again; a row of when they went down and came up."""
+    prober = Prober(
+        settings,
+        clock=time.monotonic,
+        source=random.random,
+        changed=lambda: None,
+        probed=lambda kind, *, outcome, took_s: None,
+    )
+    prober.want(targets | victims)
+
+    async def until(up: bool) -> list[float]:
+        async with asyncio.timeout(60):
+            while any(t not in prober.pulses or prober.pulses[t].up is not up for t in victims):  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+        return sorted(prober.pulses[t].since for t in victims)
+
+    async with asyncio.TaskGroup() as group:
+        task = group.create_task(prober.run())
+        await until(True)
+        os.kill(server, signal.SIGSTOP)
+        stopped = time.monotonic()
+        try:
+            down = [since - stopped for since in await until(False)]
+        finally:
+            os.kill(server, signal.SIGCONT)
+        went_on = time.monotonic()
+        up = [since - went_on for since in await until(True)]
+        task.cancel()
+    figures = " | ".join(f"{statistics.median(x):.2f} s | {x[-1]:.2f} s" for x in (down, up))
+    return f"| {len(victims):,} of {len(targets | victims):,} | {settings.concurrency:,} | {figures} |"
 
 
 # -- rivals
@@ -253,6 +291,12 @@ def _answer(peer: socket.socket) -> None:
 def main() -> None:
     """Print the section."""
     log.configure(level="error")
+    with _server() as (_, ports), _server() as (other, other_ports):
+        print(section(ports, other, other_ports))
+
+
+@contextlib.contextmanager
+def _server() -> Iterator[tuple[int, Ports]]:
     server = subprocess.Popen(
         [sys.executable, "-m", "bench.probe", "--serve"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )
@@ -260,13 +304,13 @@ def main() -> None:
     assert server.stdout
     try:
         prompt, scattered, hanging = map(int, server.stdout.readline().split())
-        print(section(Ports(prompt=prompt, scattered=scattered, hanging=hanging)))
+        yield server.pid, Ports(prompt=prompt, scattered=scattered, hanging=hanging)
     finally:
         server.stdin.close()
         server.wait(timeout=5)
 
 
-def section(ports: Ports) -> str:
+def section(ports: Ports, other: int, other_ports: Ports) -> str:
     """Run everything, one after the other."""
 
     def targets(kind: str, port: int, addresses: list[str] = ADDRESSES) -> frozenset[ProbeTarget]:
@@ -298,6 +342,17 @@ def section(ports: Ports) -> str:
         asyncio.run(rival(by_streams, ports.prompt)).row("asyncio streams"),
         asyncio.run(rival_aiohttp(ports.prompt)).row("aiohttp"),
     ]
+    few = TARGETS // 10
+    lines += [
+        "",
+        "| nodes that fall silent | concurrency | down, median | worst | up again, median | worst |",
+        "|---|---|---|---|---|---|",
+    ]
+    wide = SETTINGS.model_copy(update={"concurrency": 1024})
+    for number, settings in ((1, SETTINGS), (few, SETTINGS), (TARGETS, SETTINGS), (TARGETS, wide)):
+        others = targets("local", ports.prompt, ADDRESSES[number:])
+        victims = targets("local", other_ports.prompt, ADDRESSES[:number])
+        lines.append(asyncio.run(outage(others, victims, other, settings)))
     return "\n".join(lines)
 
 

@@ -34,9 +34,6 @@ _NEVER_TIME_WAIT = struct.pack("ii", 1, 0)
 _ALIVE = frozenset({errno.ECONNREFUSED, errno.ECONNRESET, errno.ECONNABORTED, errno.EPIPE})
 _SILENT = frozenset({errno.ETIMEDOUT, errno.EHOSTUNREACH, errno.EHOSTDOWN, errno.ENETUNREACH, errno.ENETDOWN})
 _STATUS = re.compile(rb"HTTP/1\.[01] (\d{3})(?!\d)")
-_WEIGHT = re.compile(rb"\r?\nx-load-balancing-endpoint-weight:[ \t]*([^\r\n]*)", re.IGNORECASE)
-_LOCATION = re.compile(rb"\r?\nlocation:[ \t]*([^\r\n]*)", re.IGNORECASE)
-_END_OF_HEAD = re.compile(rb"\r?\n\r?\n")
 _LOCAL_ENDPOINTS = re.compile(rb'"localEndpoints"\s*:\s*([^\s,}]+)')
 _PROXY_UNHEALTHY = re.compile(rb'"serviceProxyHealthy"\s*:\s*false')
 _NODE_INELIGIBLE = re.compile(rb'"nodeEligible"\s*:\s*false')
@@ -208,46 +205,58 @@ def read(received: bytes, *, kind: str, complete: bool) -> Outcome | None:
         if complete or len(received) >= 13:  # "HTTP/1.1 200 " would have matched
             return Outcome(answer=Answer.CLOSING, detail=f"not HTTP: {quoted(received)}")
         return None
-    head = _END_OF_HEAD.search(received)
-    if head is None:
+    end = received.find(b"\r\n\r\n")
+    if end < 0:
         if complete and len(received) < MAX_ANSWER:
             return Outcome(answer=Answer.CLOSING, detail="closed within the head of the answer")
         return None
     code = int(status[1])
     if code == 200:
-        return _vouched(received, head.end(), complete=complete) if kind == "local" else _OK
+        return _vouched(received[:end], received[end:], complete=complete) if kind == "local" else _OK
     if code == 404 and kind == "proxy":
         return Outcome(answer=Answer.NOT_OFFERED, detail="HTTP 404")
-    return Outcome(answer=Answer.CLOSING, detail=_why_not(code, received))
+    return Outcome(answer=Answer.CLOSING, detail=_why_not(code, received[:end], received[end:]))
 
 
 _OK = Outcome(answer=Answer.UP, detail="HTTP 200")
 
 
-def _vouched(received: bytes, body: int, *, complete: bool) -> Outcome | None:
+def _vouched(head: bytes, body: bytes, *, complete: bool) -> Outcome | None:
     """The weight stands in a header, and in the body for kube-proxies that do not send the header."""
-    found = _WEIGHT.search(received, 0, body) or _LOCAL_ENDPOINTS.search(received, body)
-    if found is None:
-        return Outcome(answer=Answer.UP, detail="HTTP 200, no weight") if complete else None
-    if found.end() == len(received) and not complete:
-        return None  # the number may go on
-    text = found[1].strip()
+    text = _header(head, b"x-load-balancing-endpoint-weight")
+    if text is None:
+        found = _LOCAL_ENDPOINTS.search(body)
+        if found is None:
+            return Outcome(answer=Answer.UP, detail="HTTP 200, no weight") if complete else None
+        if found.end() == len(body) and not complete:
+            return None  # the number may go on
+        text = found[1]
     if text.isdigit() and len(text) < 10 and int(text) <= MAX_WEIGHT:
         return Outcome(answer=Answer.UP, weight=int(text), detail="HTTP 200")
     return Outcome(answer=Answer.UP, detail=f"HTTP 200, weight {quoted(text)} is no number from 0 to {MAX_WEIGHT}")
 
 
-def _why_not(code: int, received: bytes) -> str:
+def _header(head: bytes, name: bytes) -> bytes | None:
+    """The first header of that name; ``head`` is without the empty line. (A regular expression costs 15 us more.)"""
+    start = head.lower().find(b"\r\n" + name + b":")
+    if start < 0:
+        return None
+    start += len(name) + 3
+    end = head.find(b"\r\n", start)
+    return head[start : end if end >= 0 else None].strip()
+
+
+def _why_not(code: int, head: bytes, body: bytes) -> str:
     if 300 <= code < 400:
-        location = _LOCATION.search(received)
-        return f"HTTP {code}, redirect not followed" + (f": {quoted(location[1])}" if location else "")
+        location = _header(head, b"location")
+        return f"HTTP {code}, redirect not followed" + (f": {quoted(location)}" if location else "")
     words = [f"HTTP {code}"]
-    endpoints = _LOCAL_ENDPOINTS.search(received)
+    endpoints = _LOCAL_ENDPOINTS.search(body)
     if endpoints and endpoints[1] == b"0":
         words.append("no ready endpoint on the node")
-    if _PROXY_UNHEALTHY.search(received):
+    if _PROXY_UNHEALTHY.search(body):
         words.append("its rules lag behind")
-    if _NODE_INELIGIBLE.search(received):
+    if _NODE_INELIGIBLE.search(body):
         words.append("the node is about to go")
     return ", ".join(words)
 

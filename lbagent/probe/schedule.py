@@ -57,8 +57,9 @@ class Prober:
     ``clock`` gives monotonic seconds, ``source`` numbers in [0, 1). ``changed`` is called when what is
     believed of a target changes, or its weight, or whether it flaps; ``probed`` after every attempt.
 
-    Slow targets share half of the places under way (``concurrency``): a target that answers is probed
-    in time, however many others hang. Those that begin to hang may be in the way for one timeout.
+    An eighth of the places under way (``concurrency``) is kept from slow targets: one that answers is
+    probed in time, however many others hang. Those that begin to hang may be in the way for one timeout.
+    To probe targets in time even when all of them hang takes targets * timeout_s / interval_s places.
     """
 
     def __init__(
@@ -214,7 +215,7 @@ class Prober:
 
     def _may_begin(self, *, slow: bool) -> bool:
         places = self._settings.concurrency
-        if slow and len(self._slow_fds) >= max(1, places // 2):
+        if slow and len(self._slow_fds) >= max(1, min(places - 1, places * 7 // 8)):
             return False
         return len(self._attempt_by_fd) < places
 

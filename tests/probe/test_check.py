@@ -81,7 +81,8 @@ def local(body: str = "", *, status: str = "200 OK", weight: str | None = None) 
         ("proxy", b"SSH-2.0-x\r\n", closing(r"not HTTP: 'SSH-2.0-x\r\n'")),
         ("proxy", b"HTTP/1.1 99", closing("not HTTP: 'HTTP/1.1 99'")),
         ("proxy", b"HTTP/1.1 2000 OK\r\n\r\n", closing(r"not HTTP: 'HTTP/1.1 2000 OK\r\n\r\n'")),
-        ("proxy", b"HTTP/1.0 200 OK\n\n", up()),
+        ("proxy", b"HTTP/1.0 200 OK\r\n\r\n", up()),
+        ("proxy", b"HTTP/1.1 200 OK\n\n", closing("closed within the head of the answer")),
     ],
 )
 def test_a_whole_answer_is_read_as(kind: str, received: bytes, expected: Outcome) -> None:

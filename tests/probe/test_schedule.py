@@ -223,7 +223,7 @@ def test_no_more_are_under_way_than_configured_and_all_get_their_turn(make: Call
         most = max(most, room.prober.under_way)
         room.now += 0.01
     assert most == 8
-    assert room.prober.under_way == 4  # known to be slow: half of the places
+    assert room.prober.under_way == 7  # known to be slow: all but one place
     assert len(room.prober.pulses) == 50
 
 
