@@ -188,10 +188,16 @@ class Lab:
 
     def wait_routes(self, address: str, hosts: tuple[str, ...], *, limit_s: float = 30.0) -> tuple[str, ...]:
         """Until the ToR's kernel spreads this VIP over exactly these LB hosts."""
+
+        def seen() -> tuple[str, ...]:
+            for name in hosts:
+                self.hosts[name].check_alive()
+            return self.tor.next_hops(address)
+
         return wait_for(
             f"the ToR's kernel to route {address} to {' and '.join(hosts) or 'nobody'}",
-            lambda: self.tor.next_hops(address),
-            until=lambda seen: seen == hosts,
+            seen,
+            until=lambda now: now == hosts,
             limit_s=limit_s,
             logs=self.logs,
         )

@@ -170,9 +170,13 @@ class LbHost:
             f"the agent of {self.name} to answer lbctl status", self._status, limit_s=limit_s, logs=self.logs
         )
 
-    def _status(self) -> dict[str, Any]:
+    def check_alive(self) -> None:
+        """Raises Hopeless when the agent that should run has ended."""
         if self.agent is not None and not self.agent.alive:
             raise Hopeless(f"the agent of {self.name} (pid {self.agent.pid}) has ended")
+
+    def _status(self) -> dict[str, Any]:
+        self.check_alive()
         status: dict[str, Any] = self.lbctl("status")
         return status
 
@@ -186,7 +190,7 @@ class LbHost:
             if "xdp" in link
         }
 
-    def kernel_keys(self, address: str) -> list[str]:
+    def kernel_records(self, address: str) -> list[str]:
         """Records of the pinned VIP map that hold this address, as bpftool dumps them, whatever the agent says."""
         wanted = ipaddress.ip_address(address).packed
         pinned = next(self.bpffs.glob("lbagent/*/lb_vips"))

@@ -117,11 +117,11 @@ def see_kernels(lab: Lab, stage: Stage) -> None:
             stage.show(
                 name, f"{vip['vip']:<26} {vip['mode']}, node port {vip['node_port']}, ring {vip['ring']}, proven"
             )
-        keys = lab.hosts[name].kernel_keys(address)
-        stage.show("  bpftool", "\n".join(f"lb_vips {key}" for key in keys))
+        records = lab.hosts[name].kernel_records(address)
+        stage.show("  bpftool", "\n".join(f"lb_vips {record}" for record in records))
         stage.require(len(vips) == 4, f"{name} wants {len(vips)} VIPs, not 2 addresses x 2 ports")
-        stage.require(keys, f"{name}: the pinned map does not hold {address}")
-        stage.note(**{name: {"vips": vips, "kernel_keys": keys}})
+        stage.require(records, f"{name}: the pinned map does not hold {address}")
+        stage.note(**{name: {"vips": vips, "kernel_records": records}})
     stage.show("rings", "equal on both hosts")
 
 
@@ -186,7 +186,7 @@ def kill_agent(lab: Lab, stage: Stage) -> None:
         killed = time.monotonic()
         pid = host.kill_agent()
         time.sleep(3.0)
-        keys = host.kernel_keys(address)
+        records = host.kernel_records(address)
         started = time.monotonic()
         without_agent = lab.tap.carriers(load.ledger.between(killed, started))
         host.start_agent()
@@ -199,7 +199,7 @@ def kill_agent(lab: Lab, stage: Stage) -> None:
     )
     stage.show(
         "meanwhile",
-        f"{counts(without_agent)}: lb1 forwards without its agent; its kernel holds {len(keys)} keys of the VIP",
+        f"{counts(without_agent)}: lb1 forwards without its agent; its kernel holds {len(records)} records of the VIP",
     )
     tell(stage, load.ledger, lab.tap.carriers(load.ledger))
     stage.show("BGP from lb1", bgp_difference(before, after))
@@ -284,8 +284,8 @@ def delete_service(lab: Lab, stage: Stage) -> None:
     stage.show("vtysh", lab.tor.route_shown(addresses[0]))
     for host in lab.hosts.values():
         wait_for(f"the kernel of {host.name} to forget the VIPs", host.vips, until=is_empty, limit_s=15, logs=host.logs)
-        keys = [key for address in addresses for key in host.kernel_keys(address)]
-        stage.require(not keys, f"{host.name}: the pinned maps still hold {keys}")
+        records = [key for address in addresses for key in host.kernel_records(address)]
+        stage.require(not records, f"{host.name}: the pinned maps still hold {records}")
     forgotten_ms = (time.monotonic() - begun) * 1000
     stage.show("kernels", f"hold no key of them any more, seen {forgotten_ms:.0f} ms after the deletion")
     ledger = burst(lab.client, addresses[0], HTTP, count=1)

@@ -88,7 +88,8 @@ def test_policy_local_shows_the_client_to_the_pod_and_its_node_says_so_on_its_he
 
     def health(address: str) -> tuple[int, int]:
         url = f"http://{address}:{health_port}/"
-        text = bare_lab.client.run("curl", "-s", "-w", "\n%{http_code}", url)
+        ask_it = ("curl", "-s", "-w", "\n%{http_code}", url)
+        text = wait_for("the health port", lambda: bare_lab.client.run(*ask_it), limit_s=5)
         body, _, status = text.rpartition("\n")
         return int(status), json.loads(body)["localEndpoints"]
 
