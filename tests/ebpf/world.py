@@ -23,7 +23,8 @@ from scapy.layers.l2 import Ether
 
 from lbagent.model.service import Protocol, ServiceKey
 from lbagent.model.vip import RING_SLOTS, Backend, BackendState, Forward, Mode, Ring, Vip
-from lbagent.xdp import bpf, compile, counters, maps, testrun
+from lbagent.xdp import bpf, counters, maps, testrun
+from lbagent.xdp import compile as compiler
 from lbagent.xdp.nexthop import NextHop
 from lbagent.xdp.verdict import Verdict
 
@@ -87,7 +88,7 @@ class World:
         self.sizes = sizes
         self.tick_s = (1 << maps.tick_shift(hz)) / hz
         self.maps = {spec.name: bpf.Map.create(spec) for spec in maps.specs(sizes)}
-        self.code = compile.build(
+        self.code = compiler.build(
             EBPF, constants={**maps.constants(sizes, hz=hz), **(defines or {})}, maps=list(self.maps)
         )
         self.program = bpf.load_program(self.code.bound({name: m.fd for name, m in self.maps.items()}), name="lb_test")
