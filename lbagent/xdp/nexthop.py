@@ -9,8 +9,10 @@ the kernel itself resolves, paces and gives up.
 """
 
 import asyncio
+import contextlib
 import errno
 import ipaddress
+import socket
 import zlib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -36,7 +38,11 @@ _FIB_MATCH = 0x2000  # RTM_F_FIB_MATCH: the whole route with all its ways, not o
 _NTF_USE = 0x01
 _IFF_UP, _IFF_LOWER_UP = 0x1, 0x10000
 _UNICAST = 1
+_INET, _INET6 = int(socket.AF_INET), int(socket.AF_INET6)
 _NO_ROUTE = {errno.ENETUNREACH, errno.EHOSTUNREACH, errno.EINVAL, errno.EACCES, errno.ENODEV}  # EINVAL: blackhole
+_SO_RCVBUFFORCE = 33
+_EVENT_BYTES = 8 << 20  # a thousand neighbours in one breath are 1.5 MB
+_PAUSE_S = 0.01
 _POKE_S = 1.0  # how often we look for neighbours to poke
 _POKES = 64  # at most so many each time: one broadcast per node and second while it is unknown
 _AGAIN_S = 30.0  # everything is asked anew this often, should an event have been lost
@@ -199,7 +205,7 @@ def ways_of(message: Message) -> tuple[Way, ...]:
 
 def covers(message: Message, address: str) -> bool:
     """Whether this route's prefix holds the address."""
-    family = 4 if message["family"] == 2 else 6
+    family = 4 if message["family"] == _INET else 6
     if (6 if ":" in address else 4) != family:
         return False
     if _is_default(address):
@@ -237,7 +243,9 @@ class NextHops:
         self._tracked = frozenset({DEFAULT4, DEFAULT6})
         self._stale = set(self._tracked)
         self._work = asyncio.Event()
+        self._moved = asyncio.Event()
         self._silence_by_key: dict[tuple[int, str], _Silence] = {}
+        self._is_crowded = False  # said once
 
     def track(self, addresses: frozenset[str]) -> None:
         """Keep next hops for exactly these addresses (and the default routes)."""
@@ -283,14 +291,17 @@ class NextHops:
         while True:
             try:
                 async with AsyncIPRoute() as ears, AsyncIPRoute() as mouth:
+                    with contextlib.suppress(PermissionError):  # else what net.core.rmem_max allows
+                        ears.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, _EVENT_BYTES)
                     await ears.bind(_GROUPS)
                     await self._ask_everything(mouth)
                     backoff.succeeded()
-                    changed()
+                    self._moved.set()
                     async with asyncio.TaskGroup() as group:
-                        group.create_task(self._listen(ears, changed))
-                        group.create_task(self._look_up(mouth, changed))
+                        group.create_task(self._listen(ears))
+                        group.create_task(self._look_up(mouth))
                         group.create_task(self._keep_alive(mouth))
+                        group.create_task(self._tell(changed))
             except* (NetlinkError, OSError) as lost:
                 _LOG.warning("rtnetlink lost, asking anew", error=str(lost.exceptions[0]))
                 await asyncio.sleep(backoff.failed())
@@ -315,7 +326,7 @@ class NextHops:
                     await self._poke(mouth, key)
 
     async def _routes_of(self, mouth: AsyncIPRoute, address: str) -> tuple[Way, ...]:
-        family = 10 if ":" in address else 2
+        family = _INET6 if ":" in address else _INET
         if _is_default(address):
             defaults = [m async for m in await mouth.route("dump", family=family, dst_len=0, table=254)]
             defaults = [m for m in defaults if m["dst_len"] == 0 and ways_of(m)]
@@ -329,15 +340,23 @@ class NextHops:
             raise
         return ways_of(answers[0])
 
-    async def _listen(self, ears: AsyncIPRoute, changed: Callable[[], None]) -> None:
+    async def _listen(self, ears: AsyncIPRoute) -> None:
         while True:
-            moved = False
             async for message in ears.get():
-                moved |= self._hear(message)
+                if self._hear(message):
+                    self._moved.set()
             if self._stale:
-                self._work.set()  # routes first; whoever asks them says changed()
-            elif moved:
-                changed()
+                self._work.set()
+
+    async def _tell(self, changed: Callable[[], None]) -> None:
+        """The first move at once, those that follow together: a thousand nodes may move within a second."""
+        clock = asyncio.get_running_loop().time
+        while True:
+            await self._moved.wait()
+            self._moved.clear()
+            started = clock()
+            changed()
+            await asyncio.sleep(max(_PAUSE_S, 3 * (clock() - started)))
 
     def _hear(self, message: Message) -> bool:
         """Take an event in -> whether a link or a neighbour moved."""
@@ -368,7 +387,7 @@ class NextHops:
                 self._stale |= self._tracked
         return False
 
-    async def _look_up(self, mouth: AsyncIPRoute, changed: Callable[[], None]) -> None:
+    async def _look_up(self, mouth: AsyncIPRoute) -> None:
         while True:
             try:
                 async with asyncio.timeout(_AGAIN_S):
@@ -377,7 +396,7 @@ class NextHops:
                 self._stale |= self._tracked
             self._work.clear()
             await self._ask_routes(mouth)
-            changed()
+            self._moved.set()
 
     async def _keep_alive(self, mouth: AsyncIPRoute) -> None:
         """Make the kernel confirm what it only believes: one unicast each half minute per neighbour.
@@ -408,10 +427,14 @@ class NextHops:
     async def _poke(self, mouth: AsyncIPRoute, key: tuple[int, str]) -> None:
         """As if the kernel itself had a packet for that neighbour."""
         ifindex, address = key
-        family = 10 if ":" in address else 2
+        family = _INET6 if ":" in address else _INET
         try:
             await mouth.neigh("replace", family=family, dst=address, ifindex=ifindex, flags=_NTF_USE, state=0)
         except NetlinkError as error:
+            if error.code == errno.ENOBUFS and not self._is_crowded:
+                self._is_crowded = True
+                hint = f"sysctl net.{'ipv6' if family == _INET6 else 'ipv4'}.neigh.default.gc_thresh3: 4 × the nodes"
+                _LOG.error("the kernel has no room for our neighbours", hint=hint)
             _LOG.debug("neighbour not poked", address=address, ifindex=ifindex, error=str(error))
 
 

@@ -2,10 +2,13 @@
 """The way to a node: decided from facts alone, and followed live in a namespace."""
 
 import asyncio
+import contextlib
 import os
 import socket
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
+from itertools import pairwise
 
 import pytest
 
@@ -149,6 +152,76 @@ def test_the_routes_mtu_counts_when_it_is_smaller(facts: Facts):
         hop = facts.resolve(NODE)
         assert isinstance(hop, NextHop)
         assert hop.mtu == expected
+
+
+class Mouth:
+    """Takes what would go to the kernel."""
+
+    def __init__(self) -> None:
+        self.pokes: list[tuple[float, str]] = []
+
+    async def neigh(self, command: str, **request: object) -> None:
+        assert request["flags"] == 1  # NTF_USE: resolve as for a packet
+        self.pokes.append((asyncio.get_running_loop().time(), str(request["dst"])))
+
+
+async def poked(hops: NextHops, *, during_s: float) -> list[tuple[float, str]]:
+    mouth = Mouth()
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(during_s):
+            await hops._keep_alive(mouth)  # type: ignore[arg-type]
+    return mouth.pokes
+
+
+def tracking(facts: Facts, *addresses: str) -> NextHops:
+    hops = NextHops(facts.interfaces)
+    hops.facts = facts
+    hops.track(frozenset(addresses))
+    return hops
+
+
+@pytest.mark.looptime
+async def test_a_silent_node_is_asked_ever_more_rarely(facts: Facts):
+    facts.neighbour_by_key[2, NODE] = Neighbour(FAILED, b"")
+    pokes = await poked(tracking(facts, NODE), during_s=64)
+    gaps = [later - earlier for (earlier, _), (later, _) in pairwise(pokes)]
+    assert gaps == sorted(gaps)
+    assert gaps[-1] == 8.0
+    assert len(pokes) <= 10
+
+
+@pytest.mark.looptime
+async def test_however_many_nodes_are_silent_the_segment_is_not_flooded(facts: Facts):
+    nodes = [f"10.1.{n // 250}.{n % 250}" for n in range(1000)]
+    for node in nodes:
+        facts.ways_by_address[node] = (Way(2),)
+    pokes = await poked(tracking(facts, *nodes), during_s=60)
+    by_second = Counter(int(when) for when, _ in pokes)
+    assert max(by_second.values()) <= 64
+    assert {address for _, address in pokes} == set(nodes)
+
+
+@pytest.mark.looptime
+async def test_a_node_that_answers_is_left_alone_and_a_stale_one_is_confirmed(facts: Facts):
+    assert await poked(tracking(facts, NODE), during_s=60) == []
+    facts.neighbour_by_key[2, NODE] = Neighbour(STALE, MAC)
+    assert await poked(tracking(facts, NODE), during_s=3)
+
+
+@pytest.mark.looptime
+async def test_moves_that_follow_one_another_are_told_together(facts: Facts):
+    hops = NextHops(facts.interfaces)
+    told: list[float] = []
+    clock = asyncio.get_running_loop().time
+    async with asyncio.TaskGroup() as group:
+        task = group.create_task(hops._tell(lambda: told.append(clock())))
+        for _ in range(100):
+            hops._moved.set()
+            await asyncio.sleep(0.001)
+        await asyncio.sleep(1)
+        task.cancel()
+    assert told[0] == 0.0
+    assert 5 <= len(told) <= 12
 
 
 # --- live ----------------------------------------------------------------------------------------
