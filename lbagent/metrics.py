@@ -75,7 +75,7 @@ CATALOGUE: tuple[Spec, ...] = (
     _gauge("lbagent_guard_blocked", "1 while the blast-radius guard holds changes back."),
     _histogram(
         "lbagent_convergence_seconds",
-        "From the event that caused a change to the stage: planned, programmed, announced.",
+        "From the event that caused a change until it was made: programmed, announced (told to ExaBGP).",
         "stage",
     ),
     # the cluster
@@ -210,7 +210,7 @@ class Metrics:
         self._set("lbagent_guard_blocked", blocked)
 
     def converged(self, stage: str, *, took_s: float) -> None:
-        """From event to ``stage``: ``planned``, ``programmed`` or ``announced``."""
+        """From event to ``stage``: ``programmed`` or ``announced``."""
         self._observe("lbagent_convergence_seconds", took_s, stage)
 
     # -- the cluster

@@ -9,7 +9,7 @@ The endless part has no branch worth testing; ``one_pass`` is finite.
 import asyncio
 import contextlib
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from lbagent import log
@@ -18,8 +18,8 @@ from lbagent.agent.targets import Kernel, KernelState, Speaker, SpeakerState
 from lbagent.agent.world import World
 from lbagent.metrics import Metrics
 from lbagent.model.state import Desired, Observed, Snapshot
-from lbagent.model.step import Step
-from lbagent.model.vip import Vip
+from lbagent.model.step import Announce, Program, Step, Unprogram, Withdraw
+from lbagent.model.vip import Forward, Vip
 from lbagent.plan.desire import Memory, desire
 from lbagent.plan.steps import steps
 
@@ -27,6 +27,7 @@ _log = log.get("agent")
 
 PERIOD_S = 30.0
 COMPANY_S = 0.005
+_STAGES = {"programmed": (Program, Unprogram), "announced": (Announce, Withdraw)}
 LEARN_S = 2.0
 """At start, how long the first pass waits for next hops and for ExaBGP's routes."""
 
@@ -69,11 +70,15 @@ class Loop:
         self._interfaces = interfaces
         self._memory = Memory()
         self._woken = asyncio.Event()
+        self._event_at: float | None = None
+        self._held: Mapping[Vip, Forward] = {}
         self._due_s = 0.0
         self._number = 0
 
     def wake(self) -> None:
         """Something has changed."""
+        if self._event_at is None:
+            self._event_at = self._world.clocks.monotonic()
         self._woken.set()
 
     async def run(self) -> None:
@@ -123,6 +128,7 @@ class Loop:
         todo = tuple(steps(observed, desired, snapshot))
         self._writer.perform(todo, proven=observed.proven)
         self._writer.forget(snapshot.services)
+        self._measure(kernel, todo)
         took_s = self._world.clocks.monotonic() - started
         self._number += 1
         self.last = Pass(
@@ -141,16 +147,37 @@ class Loop:
         return self.last
 
     def _next_due(self, snapshot: Snapshot) -> float:
-        """Seconds until time alone changes something: an address stops attracting, a node
-        has drained, a target is tried again.
+        """Seconds until time alone changes something that this pass could not.
+
+        An address stops attracting, a node has drained, a target is tried again.
         """
         settle_s = snapshot.settings.settle_s
-        times = [t + settle_s for t in self._speaker.observed().attracting.values() if math.isfinite(t)]
-        times += snapshot.leaving.values()
-        if self._writer.resumes:
-            times.append(self._writer.resumes)
-        waits = [at - snapshot.now for at in times]
-        return min([PERIOD_S, *(max(wait, COMPANY_S) for wait in waits)])
+        times = [until + settle_s for until in self._speaker.observed().attracting.values()]
+        times += [*snapshot.leaving.values(), self._writer.resumes]
+        waits = [at - snapshot.now for at in times if snapshot.now < at < math.inf]
+        return max(COMPANY_S, min([PERIOD_S, *waits]))
+
+    def _measure(self, kernel: KernelState, todo: Sequence[Step]) -> None:
+        """How long it took from the event to the change, and what had changed without us."""
+        for stage, kinds in _STAGES.items():
+            if self._event_at is not None and any(isinstance(step, kinds) for step in todo):
+                self._metrics.converged(stage, took_s=self._world.clocks.monotonic() - self._event_at)
+        self._event_at = None
+        for vip in [vip for vip, forward in self._held.items() if kernel.forwards.get(vip) != forward]:
+            self._metrics.drifted("kernel")
+            _log.warning("kernel entry differs from what was programmed", vip=str(vip))
+        touched = {vip for step in todo for vip in _vips(step)}
+        self._held = {vip: forward for vip, forward in kernel.forwards.items() if vip not in touched}
+
+
+def _vips(step: Step) -> Iterable[Vip]:
+    match step:
+        case Program():
+            return [forward.vip for forward in step.forwards]
+        case Unprogram():
+            return step.vips
+        case _:
+            return ()
 
 
 def unproven(kernel: KernelState, interfaces: frozenset[str]) -> Mapping[Vip, str]:

@@ -117,6 +117,34 @@ async def test_a_map_entry_lost_by_hand_is_programmed_again_without_a_flap(clust
     machine.kernel.forwards.clear()
     await machine.settle()
     assert machine.journal == [f"program {vip}"]
+    assert b'lbagent_drift_total{target="kernel"} 1.0' in machine.metrics.render()
+
+
+async def test_what_the_agent_changes_itself_is_no_drift(cluster: FakeCluster) -> None:
+    machine = Machine(cluster)
+    await machine.settle()
+    cluster.services[WEB] = replace(cluster.services[WEB], affinity_timeout_s=60)
+    await machine.settle()
+    del cluster.services[WEB]
+    await machine.settle()
+    machine.speaker.confirm(machine.now)
+    machine.now += 1
+    await machine.settle()
+    assert machine.kernel.forwards == {}
+    assert b"lbagent_drift_total{" not in machine.metrics.render()
+
+
+async def test_a_withdrawal_long_ago_does_not_keep_the_loop_busy(cluster: FakeCluster) -> None:
+    machine = Machine(cluster)
+    await machine.settle()
+    del cluster.services[WEB]
+    await machine.settle()
+    machine.speaker.confirm(machine.now)
+    await machine.settle()
+    assert machine.loop._due_s == pytest.approx(0.5)
+    machine.now += 1
+    await machine.settle()
+    assert machine.loop._due_s == 30.0
 
 
 async def test_a_node_without_next_hop_serves_nobody(cluster: FakeCluster) -> None:
