@@ -131,12 +131,10 @@ class Attempt:
         if self._socket is None:
             return None
         try:
-            if not self._is_asked:
+            if not self.question.request:
                 error = self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
-                if error:
-                    return self.fail(error)
-                if not self.question.request:
-                    return self._end(CONNECTED)
+                return self.fail(error) if error else self._end(CONNECTED)
+            if not self._is_asked:
                 self._socket.send(self.question.request)  # some 100 bytes into an empty buffer: all or an error
                 self._is_asked = True
             while len(self._received) < MAX_ANSWER:
