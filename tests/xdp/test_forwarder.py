@@ -12,15 +12,27 @@ from pathlib import Path
 
 import pytest
 
-from lbagent.config import Attach, Limits
+from lbagent.config import Attach, Limits, Snat
 from lbagent.errors import TableFull
 from lbagent.model.service import Protocol
 from lbagent.model.vip import Vip
-from lbagent.xdp import bpf
+from lbagent.xdp import bpf, testrun
 from lbagent.xdp.bpf import Map
-from lbagent.xdp.forwarder import Forwarder, Held, uninstall
+from lbagent.xdp.forwarder import Forwarder, Held, compile_for, uninstall
 from tests.lab.netns import Port
-from tests.xdp.lane import INTERFACES, NODES, TCP_VIP, UDP_VIP, Lane, forward_to, ring_over
+from tests.xdp.lane import (
+    INTERFACES,
+    NODES,
+    NODES6,
+    TCP_VIP,
+    TCP_VIP6,
+    UDP_VIP,
+    UDP_VIP6,
+    Lane,
+    OneArm,
+    forward_to,
+    ring_over,
+)
 
 pytestmark = pytest.mark.netns
 
@@ -36,6 +48,19 @@ def bytecode_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def lane(tmp_path: Path, bytecode_cache: Path, request: pytest.FixtureRequest) -> Iterator[Lane]:
     """The street; another MTU by indirect parameter."""
     made = Lane(tmp_path, mtu=getattr(request, "param", 1500))
+    made.paths.state.mkdir()
+    (made.paths.state / "cache").symlink_to(bytecode_cache)
+    try:
+        made.build()
+        with made.lb.entered():
+            yield made
+    finally:
+        made.clear()
+
+
+@asynccontextmanager
+async def one_arm(tmp_path: Path, bytecode_cache: Path) -> AsyncIterator[Lane]:
+    made = OneArm(tmp_path)
     made.paths.state.mkdir()
     (made.paths.state / "cache").symlink_to(bytecode_cache)
     try:
@@ -100,6 +125,49 @@ async def test_tcp_and_udp_reach_both_nodes_and_come_back(lane: Lane):
         with lane.datagrams() as client:
             client.send(b"ping")
             assert client.recv(10) == b"ping"
+
+
+async def test_ipv6_vips_are_served_beside_ipv4_ones(lane: Lane):
+    ring = ring_over(*NODES6)
+    async with serving(lane) as forwarder:
+        forwarder.track(frozenset(NODES + NODES6))
+        await soon(lambda: forwarder.reachable == {*NODES, *NODES6})
+        forwarder.program([forward_to(ring, vip) for vip in (TCP_VIP6, UDP_VIP6)], [ring])
+        assert forwarder.observed().proven == {TCP_VIP, UDP_VIP, TCP_VIP6, UDP_VIP6}
+        assert {await asyncio.to_thread(lane.ask, TCP_VIP6) for _ in range(40)} == {"node1", "node2"}
+        with lane.datagrams(UDP_VIP6) as client:
+            client.send(b"ping")
+            assert client.recv(10) == b"ping"
+        assert await answers(lane) == {"node1", "node2"}
+
+
+async def test_one_interface_is_enough(tmp_path: Path, bytecode_cache: Path):
+    async with one_arm(tmp_path, bytecode_cache) as lane:
+        nodes = frozenset(OneArm.nodes_v4)
+        ring = ring_over(*nodes)
+        forwarder = lane.forwarder(interfaces=("wan",))
+        await forwarder.open()
+        forwarder.track(nodes)
+        async with asyncio.TaskGroup() as group:
+            task = group.create_task(forwarder.run(lambda: None))
+            await soon(lambda: forwarder.reachable == nodes)
+            forwarder.program([forward_to(ring)], [ring])
+            assert forwarder.observed().proven == {TCP_VIP}
+            assert await answers(lane, 40) == {"node1", "node2"}
+            task.cancel()
+        forwarder.close()
+
+
+async def test_dedicated_addresses_are_used_one_and_all(lane: Lane):
+    addresses = ("10.0.9.1", "10.0.9.2")  # the nodes' default route leads them back
+    async with serving(lane, snat=Snat(addresses=addresses)):
+
+        def source() -> str:
+            connection, _, seen = lane.connect()
+            connection.close()
+            return seen
+
+        assert {await asyncio.to_thread(source) for _ in range(40)} == set(addresses)
 
 
 async def test_a_node_sees_the_lb_hosts_own_address_and_a_reserved_port(lane: Lane):
@@ -318,8 +386,8 @@ def pinned(lane: Lane, name: str) -> Map:
 
 async def test_a_vip_that_somebody_deleted_is_missed_and_programmed_again(lane: Lane):
     async with serving(lane) as forwarder:
-        with pinned(lane, "lb_vip_ids4") as ids:
-            ids.delete_all(b"".join(key for key, _ in ids.items()))
+        with pinned(lane, "lb_index") as index, index.map_memory() as memory:
+            memory[:] = bytes(len(memory))
         assert forwarder.observed().forwards == {}
         forwarder.program([forward_to(BOTH), forward_to(BOTH, UDP_VIP)], [BOTH])
         assert forwarder.observed().proven == {TCP_VIP, UDP_VIP}
@@ -416,8 +484,10 @@ async def test_too_many_vips_are_refused_one_by_one_and_the_others_are_served(la
 async def test_larger_limits_move_the_vips_without_a_gap(lane: Lane):
     async with serving(lane, limits=Limits(vips=64, backends=64, rings=8, flows=4096)):
         connection, _, _ = await asyncio.to_thread(lane.connect)
+    larger = Limits(vips=128, backends=1024, rings=16, flows=8192)
+    await compile_for(lane.xdp(limits=larger), lane.paths, hz=testrun.kernel_hz())  # before the load, not under it
     with Stream(lane) as stream:
-        async with running(lane, limits=Limits(vips=128, backends=1024, rings=16, flows=8192)) as forwarder:
+        async with running(lane, limits=larger) as forwarder:
             held = forwarder.observed()
             assert held.forwards.keys() == held.proven == {TCP_VIP, UDP_VIP}
             assert held.rings == {BOTH.fingerprint}
