@@ -22,7 +22,7 @@ QUESTIONS = 20  # datagrams
 
 def describe(lab: Lab, stage: Stage, *, kube: str) -> None:
     version = lab.tor.frr.vtysh("show version").splitlines()[0].split(" (")[0]
-    stage.show("ToR", f"{version}, AS 65101, eBGP multipath, layer 4 hash")
+    stage.show("ToR", f"{version}, AS 65101, eBGP multipath, five-tuple hash")
     stage.show("nodes", ", ".join(f"{node.name} {node.segment.ip4}" for node in lab.topology.nodes))
     stage.show("Kubernetes API", f"{kube}, {lab.api.url}")
     stage.note(namespaces=len(lab.inventory.namespaces), tor=version)

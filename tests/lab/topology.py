@@ -23,6 +23,8 @@ VIP_RANGES = ("203.0.113.0/24", "2001:db8:f::/112")
 POOLS = ("203.0.113.1-203.0.113.99", "2001:db8:f::1-2001:db8:f::99")
 """What the LB hosts give to Services."""
 POD_RANGES = ("10.244.0.0/16", "fd00:244::/32")
+FIVE_TUPLE = str(0x01 | 0x02 | 0x04 | 0x10 | 0x20)
+"""Addresses, protocol and ports; kernel, Documentation/networking/ip-sysctl.rst."""
 TOR_ASN = 65101
 LB_ASN = 65001
 HTTP_PORT = 8080
@@ -165,9 +167,12 @@ class Topology:
             {
                 "net/ipv4/ip_forward": "1",
                 "net/ipv6/conf/all/forwarding": "1",
-                # Layer 4 ECMP: without it one client's flows all take one path.
-                "net/ipv4/fib_multipath_hash_policy": "1",
-                "net/ipv6/fib_multipath_hash_policy": "1",
+                # ECMP by the five-tuple, as a switch does it. Policy 1 (layer 4) would take the hash that the
+                # sender's socket left in the packet, which is random and moves a flow when it retransmits.
+                "net/ipv4/fib_multipath_hash_policy": "3",
+                "net/ipv6/fib_multipath_hash_policy": "3",
+                "net/ipv4/fib_multipath_hash_fields": FIVE_TUPLE,
+                "net/ipv6/fib_multipath_hash_fields": FIVE_TUPLE,
                 # A next hop without carrier takes no traffic, even before BGP knows.
                 "net/ipv4/conf/all/ignore_routes_with_linkdown": "1",
                 "net/ipv6/conf/all/ignore_routes_with_linkdown": "1",
