@@ -5,243 +5,267 @@ Every host forwards and announces what the *status* of a Service holds; what the
 about to write changes nothing until it is read back. One Service that cannot be served never
 stops the others.
 
-A pure function. ``Memory`` only spares it the work whose inputs are still the very same objects;
-with and without it the answer is equal (tests/plan/test_desire.py holds it to that).
+A pure function. A ``Memory`` only spares it the work whose inputs are still the very same objects:
+with and without one the answer is equal (tests/plan/test_desire.py holds it to that).
 """
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import replace
 
 from lbagent.model.pool import Assignment
 from lbagent.model.reason import Judgement, Reason
 from lbagent.model.route import Route
-from lbagent.model.service import Endpoint, IpMode, Port, Service, ServiceKey
+from lbagent.model.service import Endpoint, Service, ServiceKey
 from lbagent.model.state import Desired, Settings, Snapshot
-from lbagent.model.vip import Backend, Forward, Mode, Vip
+from lbagent.model.vip import Backend, Forward, Vip
 from lbagent.plan import request as requests
-from lbagent.plan.assign import (
-    NOTHING_HELD,
-    Held,
-    Holding,
-    Ledger,
-    Verdict,
-    adopt,
-    allocate,
-    assignment,
-    claim,
-    is_settled,
-)
-from lbagent.plan.eligible import Choice, Eligibility, Probes, Selection, usable
-from lbagent.plan.pools import index
-from lbagent.plan.request import NO_WISH, Request
+from lbagent.plan.assign import Verdict, adopt, allocate
+from lbagent.plan.eligible import Choice, Eligibility, Probes
+from lbagent.plan.facts import Facts, Holding, assignment, establish, mode_of
 from lbagent.plan.ring import Rings
+from lbagent.plan.serve import NOT_SERVED, Served, serve
 
 FINALIZER = "service.kubernetes.io/load-balancer-cleanup"
 
-
-@dataclass(frozen=True, slots=True)
-class Facts:
-    """What follows from a Service, its namespace's labels and the settings alone.
-
-    ``foreign``: why it is not ours. ``refusal``: why it cannot be forwarded whatever its backends.
-    ``assignment`` is what its status should say if the claim stands as it is.
-    """
-
-    service: Service
-    labels: Mapping[str, str] | None
-    foreign: Reason | None
-    wish: Request = NO_WISH
-    claim: Holding = NOTHING_HELD
-    refusal: Judgement | None = None
-    assignment: Assignment | None = None
-    is_settled: bool = False
+_SATISFIED = Judgement(reason=Reason.SATISFIED)
 
 
-@dataclass(frozen=True, slots=True)
-class Served:
-    """What one Service needs of kernel and speaker. ``obstacle`` is its worst address's; None: all are served."""
-
-    forwards: Mapping[Vip, Forward] = field(default_factory=dict)
-    backends_by_ring: Mapping[str, tuple[Backend, ...]] = field(default_factory=dict)
-    vips_by_route: Mapping[Route, frozenset[Vip]] = field(default_factory=dict)
-    obstacle: Judgement | None = None
-
-
-NOT_SERVED = Served()
+def desire(snapshot: Snapshot, memory: "Memory | None" = None) -> Desired:
+    """All that should be. Nothing but Judgements while the first list is incomplete: see ``steps``."""
+    if not snapshot.listed:
+        return Desired(
+            judgements={
+                key: Judgement(reason=requests.foreign(service, snapshot.settings) or Reason.NOT_LISTED)
+                for key, service in snapshot.services.items()
+            }
+        )
+    memory = memory or Memory()
+    memory.learn(snapshot)
+    return memory.answer(snapshot)
 
 
 class Memory:
-    """Answers of an earlier pass, each with the inputs it was made from."""
+    """The plan as of the last Snapshot, brought up to date by what differs in the next.
+
+    ``learn`` finds the Services that a difference may concern and works out each of them anew;
+    ``answer`` copies the result. The mutable state, all of it by Service or by address:
+
+    - ``_facts``, and from them ``_claimants`` (who claims an address) and ``_unsettled``;
+    - ``_giving_way`` and ``_verdicts``: what adoption and allocation said last;
+    - ``_served``, and from them ``_forwards``, ``_users`` of rings and ``_routes``;
+    - ``_judgements``, ``_assignments``, ``_releases``.
+    """
 
     def __init__(self) -> None:
-        self._settings: Settings | None = None
-        self._eligibility = Eligibility({})
+        self._reset(Settings())
+
+    def _reset(self, settings: Settings) -> None:
+        self._settings = settings
+        self._labels: Mapping[str, Mapping[str, str]] = {}
+        self._endpoints: Mapping[ServiceKey, tuple[Endpoint, ...]] = {}
+        self._choice = Choice(Eligibility({}), {})
         self._facts: dict[ServiceKey, Facts] = {}
-        self._served: dict[ServiceKey, tuple[Facts, tuple[Held, ...], object, object, object, Served]] = {}
+        self._claimants: dict[str, set[ServiceKey]] = {}
+        self._contested: set[str] = set()
+        self._unsettled: set[ServiceKey] = set()
+        self._giving_way: dict[ServiceKey, Holding] = {}
+        self._verdicts: dict[ServiceKey, Verdict] = {}
+        self._served: dict[ServiceKey, Served] = {}
+        self._forwards: dict[Vip, Forward] = {}
+        self._users: Counter[str] = Counter()
+        self._backends_by_ring: dict[str, tuple[Backend, ...]] = {}
+        self._routes: dict[Route, frozenset[Vip]] = {}
+        self._judgements: dict[ServiceKey, Judgement] = {}
+        self._assignments: dict[ServiceKey, Assignment] = {}
+        self._releases: dict[ServiceKey, tuple[str, ...]] = {}
 
-    def facts(self, snapshot: Snapshot) -> dict[ServiceKey, Facts]:
-        """The Facts of every Service, in the order of the Snapshot."""
-        if self._settings != snapshot.settings:
-            self._settings, self._facts, self._served = snapshot.settings, {}, {}
-        known, labels_of = self._facts, snapshot.namespace_labels
-        fresh: dict[ServiceKey, Facts] = {}
-        for key, service in snapshot.services.items():
-            labels = labels_of.get(key.namespace)
-            facts = known.get(key)
-            if facts is None or facts.service is not service or facts.labels is not labels:
-                facts = establish(service, labels, snapshot.settings)
-            fresh[key] = facts
-        self._facts = fresh
-        self._served = {key: entry for key, entry in self._served.items() if key in fresh}
-        return fresh
+    def learn(self, snapshot: Snapshot) -> None:
+        """Bring everything up to date."""
+        if snapshot.settings != self._settings:
+            self._reset(snapshot.settings)
+        concerned = self._learn_services(snapshot)
+        if concerned:
+            concerned |= self._settle_conflicts()
+        concerned |= self._learn_endpoints(snapshot)
+        concerned |= self._learn_nodes(snapshot)
+        concerned |= self._allocate(snapshot)
+        self._work_out(concerned)
 
-    def choice(self, snapshot: Snapshot) -> Choice:
-        """The Choice among the nodes; its answers are kept while the nodes stay as they are."""
+    def answer(self, snapshot: Snapshot) -> Desired:
+        """The plan, with what only this host and this moment add."""
+        routes = dict(self._routes)
+        if snapshot.draining:
+            routes = {}
+        elif snapshot.softening:
+            routes = {replace(r, policy=r.policy.softened(snapshot.softening)): vips for r, vips in routes.items()}
+        judgements = dict(self._judgements)
+        _overlay(judgements, snapshot, self._forwards, routes)
+        return Desired(
+            assignments=dict(self._assignments) if snapshot.is_leader else {},
+            releases=dict(self._releases) if snapshot.is_leader else {},
+            forwards=dict(self._forwards),
+            rings=Rings(dict(self._backends_by_ring)),
+            routes=routes,
+            judgements=judgements,
+        )
+
+    # --- what differs ---------------------------------------------------------------------------
+
+    def _learn_services(self, snapshot: Snapshot) -> set[ServiceKey]:
+        """Facts of Services that are new, changed or gone, or whose namespace got other labels."""
+        facts, services = self._facts, snapshot.services
+        changed = {
+            key
+            for key, service in services.items()
+            if (known := facts.get(key)) is None or known.service is not service
+        }
+        if snapshot.namespace_labels != self._labels:
+            changed |= {key for key in services if self._has_other_labels(key.namespace, snapshot)}
+        self._labels = snapshot.namespace_labels
+        for key in changed:
+            self._forget(key)
+            self._note(establish(services[key], self._labels.get(key.namespace, {}), self._settings))
+        if len(facts) != len(services):
+            for key in facts.keys() - services.keys():
+                self._forget(key)
+                changed.add(key)
+        return changed
+
+    def _has_other_labels(self, namespace: str, snapshot: Snapshot) -> bool:
+        return self._labels.get(namespace, {}) != snapshot.namespace_labels.get(namespace, {})
+
+    def _note(self, facts: Facts) -> None:
+        key = facts.key
+        self._facts[key] = facts
+        for item in facts.claim.held:
+            claimants = self._claimants.setdefault(item.address, set())
+            claimants.add(key)
+            if len(claimants) > 1:
+                self._contested.add(item.address)
+        if _may_be_given(facts) and not facts.is_settled:
+            self._unsettled.add(key)
+
+    def _forget(self, key: ServiceKey) -> None:
+        facts = self._facts.pop(key, None)
+        if facts is None:
+            return
+        self._unsettled.discard(key)
+        for item in facts.claim.held:
+            claimants = self._claimants[item.address]
+            claimants.discard(key)
+            if len(claimants) < 2:
+                self._contested.discard(item.address)
+            if not claimants:
+                del self._claimants[item.address]
+
+    def _settle_conflicts(self) -> set[ServiceKey]:
+        """Who must give way now, or need not any more."""
+        before = self._giving_way
+        self._giving_way = adopt({address: self._claimants[address] for address in self._contested}, self._facts)
+        return {key for key in before.keys() | self._giving_way if before.get(key) != self._giving_way.get(key)}
+
+    def _learn_endpoints(self, snapshot: Snapshot) -> set[ServiceKey]:
+        before, self._endpoints = self._endpoints, snapshot.endpoints
+        changed = {key for key, endpoints in self._endpoints.items() if before.get(key) is not endpoints}
+        return changed | (before.keys() - self._endpoints.keys())
+
+    def _learn_nodes(self, snapshot: Snapshot) -> set[ServiceKey]:
+        """A change of nodes concerns every Service, one of probes those whose ports it is about."""
         leaving = frozenset(name for name, until in snapshot.leaving.items() if until > snapshot.now)
         eligibility = Eligibility(snapshot.nodes, snapshot.unreachable, leaving, snapshot.settings.panic_keep)
-        if self._eligibility != eligibility:
-            self._eligibility = eligibility
-        return Choice(self._eligibility, snapshot.health)
+        before = self._choice
+        if before.eligibility != eligibility:
+            self._choice = Choice(eligibility, snapshot.health)
+            return set(self._facts)
+        self._choice = Choice(before.eligibility, snapshot.health)
+        if self._choice.readings == before.readings:
+            return set()
+        return {
+            key
+            for key, facts in self._facts.items()
+            if _probes(facts.service, before) != _probes(facts.service, self._choice)
+        }
 
-    def serve(self, facts: Facts, held: tuple[Held, ...], endpoints: tuple[Endpoint, ...], choice: Choice) -> Served:
-        """``serve``, remembered."""
-        key, probes = facts.service.key, _probes(facts.service, choice)
-        entry = self._served.get(key)
-        if (
-            entry is not None
-            and entry[0] is facts
-            and entry[1] is held
-            and entry[2] is endpoints
-            and entry[3] is choice.eligibility
-            and entry[4] == probes
-        ):
-            return entry[5]
-        served = serve(facts.service, facts.wish, held, endpoints, choice)
-        self._served[key] = (facts, held, endpoints, choice.eligibility, probes, served)
-        return served
+    def _allocate(self, snapshot: Snapshot) -> set[ServiceKey]:
+        """Ask the allocator about all who lack something; time and other hosts may have changed its mind."""
+        before, self._verdicts = self._verdicts, {}
+        unsettled = self._unsettled | {key for key in self._giving_way if _may_be_given(self._facts[key])}
+        if unsettled:
+            self._verdicts = allocate(snapshot, unsettled, self._facts, self._giving_way)
+        return {key for key in before.keys() | self._verdicts if before.get(key) != self._verdicts.get(key)}
+
+    # --- what follows ---------------------------------------------------------------------------
+
+    def _work_out(self, concerned: set[ServiceKey]) -> None:
+        """Everything about these Services anew: take out what they had, then put in what they have."""
+        touched: set[Route] = set()
+        for key in concerned:
+            self._take_out(key, touched)
+        for key in concerned & self._facts.keys():
+            self._put_in(self._facts[key], touched)
+        for route in touched:
+            vips = [
+                self._served[key].vips_by_route[route]
+                for key in self._claimants.get(route.address, ())
+                if key in self._served and route in self._served[key].vips_by_route
+            ]
+            if vips:
+                self._routes[route] = frozenset().union(*vips)
+            else:
+                self._routes.pop(route, None)
+
+    def _take_out(self, key: ServiceKey, touched: set[Route]) -> None:
+        for answers in (self._judgements, self._assignments, self._releases):
+            answers.pop(key, None)
+        served = self._served.pop(key, NOT_SERVED)
+        for vip in served.forwards:
+            del self._forwards[vip]
+        for fingerprint in served.backends_by_ring:
+            self._users[fingerprint] -= 1
+            if not self._users[fingerprint]:
+                del self._users[fingerprint], self._backends_by_ring[fingerprint]
+        touched.update(served.vips_by_route)
+
+    def _put_in(self, facts: Facts, touched: set[Route]) -> None:
+        key = facts.key
+        if facts.foreign:
+            self._judgements[key] = Judgement(reason=facts.foreign)
+            return
+        holding = self._giving_way.get(key, facts.claim)
+        served = NOT_SERVED
+        if holding.held and facts.refusal is None and not facts.service.deleting:
+            served = serve(facts.service, facts.wish, holding.held, self._endpoints.get(key, ()), self._choice)
+            self._served[key] = served
+            self._forwards.update(served.forwards)
+            self._users.update(served.backends_by_ring.keys())
+            self._backends_by_ring.update(served.backends_by_ring)
+            touched.update(served.vips_by_route)
+        verdict = self._verdicts.get(key)
+        self._judgements[key] = _judge(facts, holding, verdict, served)
+        self._write(facts, holding, verdict)
+
+    def _write(self, facts: Facts, holding: Holding, verdict: Verdict | None) -> None:
+        """What the lease holder wants the status to say."""
+        service, key = facts.service, facts.key
+        held = verdict.held if verdict else holding.held
+        if service.deleting:
+            if service.status_addresses or FINALIZER in service.finalizers:
+                self._releases[key] = service.status_addresses
+        elif held == facts.claim.held and facts.assignment:
+            self._assignments[key] = facts.assignment
+        elif held:
+            self._assignments[key] = assignment(service, held, mode_of(facts.wish, held))
+        elif service.status_addresses:
+            self._releases[key] = service.status_addresses
+
+
+def _may_be_given(facts: Facts) -> bool:
+    return facts.foreign is None and facts.refusal is None and not facts.service.deleting
 
 
 def _probes(service: Service, choice: Choice) -> tuple[Probes, ...]:
-    if not choice.readings:
-        return ()
     return tuple(choice.probes(service, protocol=p.protocol, node_port=p.node_port) for p in service.ports)
-
-
-def establish(service: Service, labels: Mapping[str, str] | None, settings: Settings) -> Facts:
-    """The Facts of one Service."""
-    foreign = requests.foreign(service, settings)
-    if foreign:
-        return Facts(service, labels, foreign)
-    wish = requests.read(service)
-    holding = claim(service, index(settings.pools), labels or {})
-    mode = _mode(wish, holding.held)
-    modes = (mode,) if wish.mode or holding.held else tuple(pool.mode for pool in settings.pools) or (mode,)
-    return Facts(
-        service,
-        labels,
-        None,
-        wish,
-        holding,
-        wish.refusal or requests.ports_refusal(service, modes, settings),
-        assignment(service, holding.held, mode) if holding.held else None,
-        is_settled(service, holding, wish),
-    )
-
-
-def desire(snapshot: Snapshot, memory: Memory | None = None) -> Desired:
-    """All that should be. Nothing but Judgements while the first list is incomplete: see ``steps``."""
-    memory = memory or Memory()
-    facts_by_service = memory.facts(snapshot)
-    ours = {key: facts for key, facts in facts_by_service.items() if facts.foreign is None}
-    judgements = {
-        key: Judgement(reason=facts.foreign or Reason.NOT_LISTED)
-        for key, facts in facts_by_service.items()
-        if facts.foreign or not snapshot.listed
-    }
-    if not snapshot.listed:
-        return Desired(judgements=judgements)
-    holdings = adopt({key: facts.service for key, facts in ours.items()}, {k: f.claim for k, f in ours.items()})
-    verdicts = _allocate(snapshot, facts_by_service, ours, holdings)
-    assignments: dict[ServiceKey, Assignment] = {}
-    releases: dict[ServiceKey, tuple[str, ...]] = {}
-    if snapshot.is_leader:
-        assignments, releases = _status(ours, holdings, verdicts)
-    forwards: dict[Vip, Forward] = {}
-    rings: dict[str, tuple[Backend, ...]] = {}
-    routes: dict[Route, frozenset[Vip]] = {}
-    choice, endpoints = memory.choice(snapshot), snapshot.endpoints
-    for key, facts in ours.items():
-        held, served = holdings[key].held, NOT_SERVED
-        if held and facts.refusal is None and not facts.service.deleting:
-            served = memory.serve(facts, held, endpoints.get(key, ()), choice)
-            forwards.update(served.forwards)
-            rings.update(served.backends_by_ring)
-            for route, vips in served.vips_by_route.items():
-                routes[route] = routes[route] | vips if route in routes else vips
-        judgements[key] = _judge(facts, holdings[key], verdicts.get(key), served)
-    if snapshot.draining:
-        routes = {}
-    elif snapshot.softening:
-        routes = {replace(r, policy=r.policy.softened(snapshot.softening)): vips for r, vips in routes.items()}
-    _overlay(judgements, snapshot, forwards, routes)
-    return Desired(
-        assignments=assignments,
-        releases=releases,
-        forwards=forwards,
-        rings=Rings(rings),
-        routes=routes,
-        judgements=judgements,
-    )
-
-
-def _allocate(
-    snapshot: Snapshot,
-    everybody: Mapping[ServiceKey, Facts],
-    ours: Mapping[ServiceKey, Facts],
-    holdings: Mapping[ServiceKey, Holding],
-) -> dict[ServiceKey, Verdict]:
-    """The allocator's answer for Services that lack something and could be forwarded if they had it."""
-    unsettled = {
-        key: facts.wish
-        for key, facts in ours.items()
-        if not (facts.is_settled and holdings[key] is facts.claim)
-        and facts.refusal is None
-        and not facts.service.deleting
-    }
-    if not unsettled:
-        return {}
-    others = {a: key for key, facts in everybody.items() if facts.foreign for a in facts.service.status_addresses}
-    return allocate(snapshot, unsettled, Ledger(snapshot, index(snapshot.settings.pools), holdings, others), holdings)
-
-
-def _status(
-    ours: Mapping[ServiceKey, Facts],
-    holdings: Mapping[ServiceKey, Holding],
-    verdicts: Mapping[ServiceKey, Verdict],
-) -> tuple[dict[ServiceKey, Assignment], dict[ServiceKey, tuple[str, ...]]]:
-    """What the lease holder wants every status to say: (addresses, addresses to clear)."""
-    assignments: dict[ServiceKey, Assignment] = {}
-    releases: dict[ServiceKey, tuple[str, ...]] = {}
-    for key, facts in ours.items():
-        service = facts.service
-        if service.deleting:
-            if service.status_addresses or FINALIZER in service.finalizers:
-                releases[key] = service.status_addresses
-            continue
-        verdict = verdicts.get(key)
-        held = verdict.held if verdict else holdings[key].held
-        if held is facts.claim.held and facts.assignment:
-            assignments[key] = facts.assignment
-        elif held:
-            assignments[key] = assignment(service, held, _mode(facts.wish, held))
-        elif service.status_addresses:
-            releases[key] = service.status_addresses
-    return assignments, releases
-
-
-def _mode(wish: Request, held: tuple[Held, ...]) -> Mode:
-    """One mode per Service: its own wish, else the default of the pool of its first address."""
-    return wish.mode or (held[0].pool.mode if held else Mode.NAT)
 
 
 def _judge(facts: Facts, holding: Holding, verdict: Verdict | None, served: Served) -> Judgement:
@@ -254,85 +278,11 @@ def _judge(facts: Facts, holding: Holding, verdict: Verdict | None, served: Serv
     if not holding.held:
         if holding.lost:
             return holding.lost[0][1]
-        return Judgement(reason=Reason.PENDING_ASSIGNMENT, detail=_addresses(verdict.held if verdict else ()))
+        detail = ", ".join(item.address for item in verdict.held) if verdict else ""
+        return Judgement(reason=Reason.PENDING_ASSIGNMENT, detail=detail)
     if served.obstacle:
         return served.obstacle
     return Judgement(reason=Reason.SATISFIED, detail=verdict.note) if verdict and verdict.note else _SATISFIED
-
-
-_SATISFIED = Judgement(reason=Reason.SATISFIED)
-
-
-def _addresses(held: tuple[Held, ...]) -> str:
-    return ", ".join(item.address for item in held)
-
-
-def serve(
-    service: Service, wish: Request, held: tuple[Held, ...], endpoints: tuple[Endpoint, ...], choice: Choice
-) -> Served:
-    """Forwards, rings and routes of one Service that holds addresses."""
-    mode = _mode(wish, held)
-    forwards: dict[Vip, Forward] = {}
-    rings: dict[str, tuple[Backend, ...]] = {}
-    routes: dict[Route, frozenset[Vip]] = {}
-    obstacle: Judgement | None = None
-    for item in held:
-        waits = _waits_for_status(service, item.address, mode)
-        if waits:
-            obstacle = obstacle or Judgement(reason=Reason.PENDING_ASSIGNMENT, detail=waits)
-            continue
-        active = set()
-        ends = usable(endpoints, family=item.family)
-        for port in _ports(service, mode):
-            selection = choice.select(
-                service,
-                ends,
-                family=item.family,
-                address_type=item.pool.node_address_type,
-                protocol=port.protocol,
-                node_port=port.node_port,
-            )
-            if selection.reason:
-                obstacle = obstacle or _obstacle(item, port, selection, len(held) > 1)
-            if not selection.backends:
-                continue
-            vip = Vip(address=item.address, protocol=port.protocol, port=port.port)
-            forwards[vip] = Forward(
-                vip=vip,
-                service=service.key,
-                mode=mode,
-                ring=selection.fingerprint,
-                node_port=port.node_port if mode is Mode.NAT else 0,
-                source_ranges=wish.source_ranges,
-                affinity_timeout_s=service.affinity_timeout_s,
-            )
-            rings[selection.fingerprint] = selection.backends
-            if selection.reason is None:
-                active.add(vip)
-        if active:
-            prefix = f"{item.address}/{32 if item.family == 4 else 128}"
-            routes[Route(prefix=prefix, policy=item.pool.policy)] = frozenset(active)
-    return Served(forwards, rings, routes, obstacle)
-
-
-def _ports(service: Service, mode: Mode) -> Iterator[Port]:
-    return (port for port in service.ports if not requests.port_error(port, mode))
-
-
-def _waits_for_status(service: Service, address: str, mode: Mode) -> str:
-    """In a DSR mode nodes take packets for the VIP only once the status says ipMode VIP; before, they would loop."""
-    if mode is Mode.NAT:
-        return ""
-    written = next((i.ip_mode for i in service.ingress if i.ip == address), None)
-    return "" if written in (None, IpMode.VIP) else f"{address}: ipMode VIP is not written yet"
-
-
-def _obstacle(item: Held, port: Port, selection: Selection, several: bool) -> Judgement:
-    assert selection.reason is not None
-    about = [text for text in (f"IPv{item.family}" if several else "", selection.detail) if text]
-    if selection.reason is Reason.NO_HEALTHY_BACKENDS:
-        about.insert(0, f"port {port.port}/{port.protocol}")
-    return Judgement(reason=selection.reason, detail=": ".join(about))
 
 
 def _overlay(

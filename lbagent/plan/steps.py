@@ -17,7 +17,7 @@ from lbagent.model.service import IpMode, Service
 from lbagent.model.state import Desired, Observed, Snapshot
 from lbagent.model.step import Announce, Assign, Program, Release, Report, Step, Unprogram, Withdraw
 from lbagent.model.vip import Forward, Vip
-from lbagent.plan.assign import age
+from lbagent.plan.facts import age
 
 RINGS_PER_STEP = 16
 """A Program carries at most this many rings (131 kB and up to 80 ms each), so that none lasts long."""

@@ -12,8 +12,9 @@ from lbagent.model.reason import Reason
 from lbagent.model.service import IpMode, Service
 from lbagent.model.state import Desired
 from lbagent.model.vip import Mode
-from lbagent.plan.assign import may_share
+from lbagent.plan import assign
 from lbagent.plan.desire import desire
+from lbagent.plan.facts import establish
 from tests.builders import (
     WALL,
     make_key,
@@ -44,6 +45,11 @@ def given_to(desired: Desired) -> dict[str, tuple[str, ...]]:
 
 def reasons(desired: Desired) -> dict[str, Reason]:
     return {key.name: judgement.reason for key, judgement in desired.judgements.items()}
+
+
+def may_share(one: Service, other: Service) -> str:
+    """Why two Services may not share an address."""
+    return assign.may_share(*(establish(service, {}, make_settings(V4, V6)) for service in (one, other)))
 
 
 def ask(address: str) -> dict[str, str]:

@@ -1,0 +1,212 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How long the plan takes for a large cluster: 10,000 Services, 1,000 nodes, 30,000 endpoints.
+
+Prints docs/benchmarks.md's section "Plan". ``python bench/plan.py [--services N] [--json]``.
+"""
+
+import argparse
+import json
+import platform
+import resource
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+from lbagent.model.pool import AddressRange, Pool
+from lbagent.model.service import (
+    Endpoint,
+    Ingress,
+    IpMode,
+    Node,
+    NodeAddress,
+    Port,
+    Protocol,
+    Service,
+    ServiceKey,
+    TrafficPolicy,
+)
+from lbagent.model.state import Observed, ProbeTarget, Pulse, Settings, Snapshot
+from lbagent.plan import ring as rings
+from lbagent.plan.desire import Memory, desire
+from lbagent.plan.ring import ring
+from lbagent.plan.steps import steps
+
+RUNS = 15
+LOCAL_EVERY = 200
+"""Every 200th Service is of policy Local and so has a ring of its own; all others share one."""
+
+
+def cluster(services: int, nodes: int, *, written: bool) -> Snapshot:
+    """A cluster whose Services have three endpoints each; ``written``: every status holds its address."""
+    pool = Pool(name="default", ranges=(AddressRange(4, 0xC6120000, 0xC613FFFF),))  # 198.18.0.0/15
+    all_nodes = {
+        f"node{n}": Node(
+            name=f"node{n}",
+            addresses=(NodeAddress("InternalIP", f"10.{n >> 8}.{n & 255}.1"), NodeAddress("Hostname", f"node{n}")),
+            labels={"kubernetes.io/hostname": f"node{n}"},
+        )
+        for n in range(nodes)
+    }
+    all_services: dict[ServiceKey, Service] = {}
+    endpoints: dict[ServiceKey, tuple[Endpoint, ...]] = {}
+    for n in range(services):
+        key = ServiceKey(f"team{n % 50}", f"service{n}")
+        address = f"198.{18 + (n >> 16)}.{n >> 8 & 255}.{n & 255}"
+        all_services[key] = Service(
+            key=key,
+            uid=str(n),
+            created=float(n),
+            ports=(Port(name="http", protocol=Protocol.TCP, port=80, node_port=30_000 + n % 2_768),),
+            external_traffic_policy=TrafficPolicy.CLUSTER if n % LOCAL_EVERY else TrafficPolicy.LOCAL,
+            health_check_node_port=0 if n % LOCAL_EVERY else 31_000,
+            ingress=(Ingress(ip=address, ip_mode=IpMode.PROXY),) if written else (),
+        )
+        endpoints[key] = tuple(
+            Endpoint(address=f"10.2{i}.{n >> 8}.{n & 255}", node=f"node{(n * 7 + i * 13) % nodes}") for i in range(3)
+        )
+    return Snapshot(
+        now=1_000.0,
+        wall=1.8e9,
+        listed=True,
+        is_leader=True,
+        settings=Settings(pools=(pool,)),
+        services=all_services,
+        endpoints=endpoints,
+        nodes=all_nodes,
+    )
+
+
+def median_ms(work: Callable[[], Any], *, runs: int = RUNS, prepare: Callable[[], Any] = lambda: None) -> float:
+    """Median of several runs, the preparation not counted."""
+    spent = []
+    for _ in range(runs):
+        prepare()
+        started = time.process_time()
+        work()
+        spent.append(time.process_time() - started)
+    return statistics.median(spent) * 1e3
+
+
+def reread(snapshot: Snapshot, **changes: Any) -> Snapshot:
+    """The next Snapshot as agent/world makes it: fresh mappings of the same objects."""
+    return replace(
+        snapshot,
+        services=dict(snapshot.services),
+        endpoints=dict(snapshot.endpoints),
+        nodes=dict(snapshot.nodes),
+        **changes,
+    )
+
+
+def main() -> None:
+    arguments = argparse.ArgumentParser(description=__doc__)
+    arguments.add_argument("--services", type=int, default=10_000)
+    arguments.add_argument("--nodes", type=int, default=1_000)
+    arguments.add_argument("--json", action="store_true")
+    given = arguments.parse_args()
+    figures: dict[str, float] = {}
+
+    fresh = cluster(given.services, given.nodes, written=False)
+
+    def from_scratch() -> None:
+        rings._slots.cache_clear()
+        desired = desire(fresh)
+        sum(1 for _ in steps(Observed(), desired, fresh))
+
+    figures["assign every address, from scratch"] = median_ms(from_scratch, runs=3)
+
+    snapshot = cluster(given.services, given.nodes, written=True)
+
+    def restart() -> None:
+        rings._slots.cache_clear()
+        desired = desire(snapshot)
+        sum(1 for _ in steps(Observed(), desired, snapshot))
+
+    figures["plan and all steps, rings included, from scratch"] = median_ms(restart, runs=3)
+    figures["plan only, from scratch"] = median_ms(lambda: desire(snapshot), runs=5)
+
+    memory = Memory()
+    desired = desire(snapshot, memory)
+    # Read back from the kernel: equal, never the same objects.
+    held = {replace(vip): replace(forward) for vip, forward in desired.forwards.items()}
+    observed = Observed(
+        forwards=held,
+        rings=frozenset(desired.rings),
+        proven=frozenset(held),
+        routes=frozenset(replace(route) for route in desired.routes),
+    )
+
+    def again(name: str, changes: Callable[[int], dict[str, Any]], expected: int | None = None) -> None:
+        count = 0
+        spent_desire, spent_steps = [], []
+        for run in range(RUNS):
+            later = reread(snapshot)
+            for field, value in changes(run).items():
+                later = replace(later, **{field: value})
+            started = time.process_time()
+            now = desire(later, memory)
+            middle = time.process_time()
+            count = sum(1 for step in steps(observed, now, later) if type(step).__name__ != "Report")
+            spent_desire.append(middle - started)
+            spent_steps.append(time.process_time() - middle)
+            desire(snapshot, memory)
+        figures[f"{name}: desire"] = statistics.median(spent_desire) * 1e3
+        figures[f"{name}: steps"] = statistics.median(spent_steps) * 1e3
+        assert expected is None or count == expected, (name, count)
+
+    some = list(snapshot.services)[777]
+    again("nothing changed", lambda run: {}, 0)
+    again(
+        "one Service changed",
+        lambda run: {
+            "services": {**snapshot.services, some: replace(snapshot.services[some], affinity_timeout_s=60 + run)}
+        },
+        1,
+    )
+    again("one Service deleted", lambda run: {"services": {k: s for k, s in snapshot.services.items() if k != some}}, 1)
+    new = ServiceKey("team1", "new")
+    again(
+        "one Service created",
+        lambda run: {"services": {**snapshot.services, new: replace(snapshot.services[some], key=new, ingress=())}},
+        1,
+    )
+    again(
+        "one endpoint changed",
+        lambda run: {"endpoints": {**snapshot.endpoints, some: (*snapshot.endpoints[some][:2],)}},
+        0,
+    )
+    health = {
+        ProbeTarget(node.addresses[0].address, "proxy", 10_256): Pulse(up=True, since=0.0)
+        for node in snapshot.nodes.values()
+    }
+    again("a thousand probes say up", lambda run: {"health": health})
+    again(
+        "one node tainted (every Service changes)",
+        lambda run: {
+            "nodes": {
+                **snapshot.nodes,
+                f"node{run}": replace(snapshot.nodes[f"node{run}"], taints=("ToBeDeletedByClusterAutoscaler",)),
+            }
+        },
+    )
+    backends = next(iter(desired.rings.values())).backends
+    figures[f"one ring of {len(backends)} backends"] = median_ms(
+        lambda: ring(backends), prepare=rings._slots.cache_clear
+    )
+    figures["largest resident set, MiB"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+    if given.json:
+        json.dump(figures, sys.stdout, indent=1)
+        return
+    print(f"{given.services} Services, {given.nodes} nodes, {3 * given.services} endpoints;", end=" ")
+    print(f"Python {platform.python_version()}, {platform.machine()}, median of {RUNS}\n")
+    print("| what | ms |\n|---|---|")
+    for name, value in figures.items():
+        print(f"| {name} | {value:.1f} |")
+
+
+if __name__ == "__main__":
+    main()
