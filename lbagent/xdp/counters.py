@@ -38,12 +38,10 @@ class Counters:
         self._lines = sizes.counters
         self._memory = maps["lb_counters"].map_memory()
         self._cpus = maps["lb_counters"].spec.entries // self._lines
-        self._flows = maps["lb_flows"].map_memory()
-        self._nat = maps["lb_nat"].map_memory()
+        self._flows, self._nat = maps["lb_flows"], maps["lb_nat"]  # large: in memory only while they are read
 
     def close(self) -> None:
-        for memory in (self._memory, self._flows, self._nat):
-            memory.close()
+        self._memory.close()
 
     def verdicts(self) -> dict[Verdict, Count]:
         """Every verdict, also those that never were."""
@@ -60,12 +58,14 @@ class Counters:
 
     def dsr_flows(self) -> dict[int, int]:
         """Tracked DSR flows by backend id: 1 M flows take a tenth of a second, so ask rarely."""
-        return _tally(_words(self._flows, start=0, step=4))
+        with self._flows.map_memory() as flows:
+            return _tally(_words(flows, start=0, step=4))
 
     def nat_flows(self) -> dict[int, int]:
         """Tracked NAT flows by backend id, whatever their state."""
-        backends = _words(self._nat, start=10, step=16)
-        states = _words(self._nat, start=12, step=16)
+        with self._nat.map_memory() as nat:
+            backends = _words(nat, start=10, step=16)
+            states = _words(nat, start=12, step=16)
         return _tally([backend for backend, state in zip(backends, states, strict=True) if state & 0xFF])
 
     def _sum(self, line: int) -> Count:

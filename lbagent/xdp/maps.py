@@ -235,16 +235,20 @@ class _Ids:
 
     def __init__(self, what: str, numbers: Iterable[int], clock: Callable[[], float]) -> None:
         self._what = what
-        self._free = deque((number, 0.0) for number in numbers)
+        self._fresh = iter(numbers)
+        self._resting: deque[tuple[int, float]] = deque()
         self._clock = clock
 
     def take(self) -> int:
-        if not self._free or self._free[0][1] > self._clock():
+        number = next(self._fresh, None)
+        if number is not None:
+            return number
+        if not self._resting or self._resting[0][1] > self._clock():
             raise TableFull(f"no room for another {self._what}", hint=f"raise xdp.limits ({self._what}s)")
-        return self._free.popleft()[0]
+        return self._resting.popleft()[0]
 
     def give_back(self, number: int) -> None:
-        self._free.append((number, self._clock() + _REST_S))
+        self._resting.append((number, self._clock() + _REST_S))
 
 
 class Tables:
