@@ -5,9 +5,11 @@ import asyncio
 import os
 import select
 import socket
+import subprocess
+import sys
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 
 import pytest
@@ -247,53 +249,62 @@ def ready(line: str) -> dict[str, str]:
     return dict(fact.split("=") for fact in facts)
 
 
+@contextmanager
+def ending(process: subprocess.Popen[str]) -> Iterator[None]:
+    """Whatever happens, the process is killed at the end."""
+    with process:
+        try:
+            yield
+        finally:
+            process.kill()
+
+
 async def test_traffic_does_not_notice_that_the_daemon_is_killed_and_started_again(lane: Lane):
-    daemon = lane.daemon()
-    try:
-        assert daemon.stdout is not None
-        assert ready(daemon.stdout.readline()) == {"held": "0", "unproven": "0"}
+    first = lane.daemon()
+    with ending(first):
+        assert first.stdout is not None
+        assert ready(first.stdout.readline()) == {"held": "0", "unproven": "0"}
         long_lived, _, _ = lane.connect()
-        daemon.kill()
-        daemon.wait()
-        for _ in range(50):
-            lane.ask()
-        daemon.stdout.close()
-        daemon = lane.daemon()
-        assert daemon.stdout is not None
-        while True:  # as long as it starts, and once it is ready
+    for _ in range(50):  # nobody is there
+        lane.ask()
+    second = lane.daemon()
+    with ending(second):
+        assert second.stdout is not None
+        while not select_readable(second.stdout.fileno()):  # as long as it starts
             lane.ask()
             long_lived.sendall(b"still there?")
             assert long_lived.recv(100) == b"still there?"
-            if select_readable(daemon.stdout.fileno()):
-                break
-        assert ready(daemon.stdout.readline()) == {"held": "2", "unproven": "0"}
+        assert ready(second.stdout.readline()) == {"held": "2", "unproven": "0"}
         long_lived.sendall(b"and now?")
         assert long_lived.recv(100) == b"and now?"
-        long_lived.close()
-    finally:
-        daemon.kill()
-        daemon.wait()
-        assert daemon.stdout is not None
-        daemon.stdout.close()
+    long_lived.close()
 
 
 def select_readable(fd: int) -> bool:
     return bool(select.select([fd], [], [], 0)[0])
 
 
+def resident_kib(process: subprocess.Popen[str]) -> int:
+    status = Path(f"/proc/{process.pid}/status").read_text()
+    return int(status.split("VmRSS:")[1].split()[0])
+
+
 async def test_a_daemon_maps_no_compiler_and_little_memory(lane: Lane):
+    without_xdp = "import asyncio, ssl, lbagent.config, lbagent.log; print('ready', flush=True); input()"
+    bare = subprocess.Popen(
+        [sys.executable, "-c", without_xdp], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
     daemon = lane.daemon()
-    try:
+    with ending(daemon), ending(bare):
+        assert bare.stdout is not None
         assert daemon.stdout is not None
-        assert ready(daemon.stdout.readline())
-        process = Path(f"/proc/{daemon.pid}")
-        mapped = (process / "maps").read_text()
+        bare.stdout.readline()
+        daemon.stdout.readline()
+        mapped = Path(f"/proc/{daemon.pid}/maps").read_text()
+        assert "libc.so" in mapped
         assert "libbcc" not in mapped
         assert "LLVM" not in mapped
-    finally:
-        daemon.kill()
-        daemon.wait()
-        daemon.stdout.close()
+        assert resident_kib(daemon) - resident_kib(bare) < 40 * 1024
 
 
 async def test_the_next_daemon_takes_everything_over_as_it_is(lane: Lane):
