@@ -38,7 +38,6 @@ DEAD_PEER_S = 5
 """The kernel gives a connection up when what was sent is not acknowledged for this long. It also
 ends the second life of a write whose sender has gone: bytes that wait in the send queue."""
 
-_MODEST_STATUS = {429, 500, 502, 503, 504}
 _HINT_BY_STATUS = {
     401: "the credentials in the kubeconfig are not valid (any more)",
     403: "grant the verbs of lbagent's ClusterRole and Role (ansible/files/rbac.yaml)",
@@ -264,6 +263,6 @@ def refusal(path: str, status: int, text: bytes | Json) -> KubeGone | KubeUnavai
     message = f"{path}: {status} {message}".rstrip()
     if status == 410:
         return KubeGone(message)
-    if status in _MODEST_STATUS:
+    if status == 429 or status >= 500:
         return KubeUnavailable(message)
     return KubeRejected(message, hint=_HINT_BY_STATUS.get(status, ""), status=status)

@@ -10,6 +10,7 @@ A strategic patch is used because it merges conditions by type: nobody else's ar
 """
 
 import asyncio
+import contextlib
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 
@@ -17,6 +18,7 @@ from lbagent import log
 from lbagent.errors import KubeError, KubeRejected, KubeUnavailable
 from lbagent.kube import event
 from lbagent.kube.client import STRATEGIC_PATCH, Client, Json, rfc3339
+from lbagent.kube.parse import resource_version_of
 from lbagent.kube.watch import Clocks, Watch
 from lbagent.model.pool import Assignment
 from lbagent.model.reason import Judgement, Reason
@@ -174,20 +176,23 @@ class Publisher:
         self._teller = event.Teller(client, host=host, clocks=clocks)
 
     async def assign(self, assignment: Assignment) -> None:
-        """Write the addresses into the status; nothing is sent when they stand there already."""
+        """Write the addresses into the status; nothing is sent when they stand there already.
+
+        Returns when the watch has told of them: who plans next must not give them to somebody else.
+        """
 
         def patch(service: Service) -> Json | None:
             return assigned(service, assignment, finalizer=self._finalizer, wall=self._clocks.wall())
 
-        if service := await self._write(assignment.service, patch):
-            await self._mention(service, event.ALLOCATED, f"Assigned IP {', '.join(assignment.addresses)}")
+        if written := await self._write(assignment.service, patch):
+            await self._mention(written, event.ALLOCATED, f"Assigned IP {', '.join(assignment.addresses)}")
 
     async def release(self, key: ServiceKey, addresses: tuple[str, ...]) -> None:
         """Take the addresses, and with the last one the finalizer, off the Service. It may be gone already."""
         if key not in self._services.objects:
             return
-        if service := await self._write(key, lambda service: released(service, addresses)):
-            await self._mention(service, event.RELEASED, f"Released IP {', '.join(addresses) or '(none)'}")
+        if written := await self._write(key, lambda service: released(service, addresses)):
+            await self._mention(written, event.RELEASED, f"Released IP {', '.join(addresses) or '(none)'}")
 
     async def report(self, key: ServiceKey, judgement: Judgement) -> None:
         """Condition (by the lease holder) and Event (by the holder, or about this very host)."""
@@ -198,7 +203,12 @@ class Publisher:
         leads = self._allowance_s(now) > 0
         patch = judged(service, judgement, wall=self._clocks.wall())
         if leads and patch is not None:
-            await self._client.send("PATCH", _path(key), patch, content_type=STRATEGIC_PATCH)
+            try:
+                await self._client.send("PATCH", _path(key), patch, content_type=STRATEGIC_PATCH)
+            except KubeRejected as error:
+                if error.status == 404:  # gone meanwhile
+                    return
+                raise
         word = event.word(judgement.reason)
         if word is not None and (leads or judgement.reason in event.OF_THIS_HOST):
             await self._teller.tell(service, word, event.sentence(judgement))
@@ -223,7 +233,9 @@ class Publisher:
             if allowed_s <= 0:
                 raise KubeUnavailable(f"Service {key} not written: this host does not hold the lease")
             try:
-                await self._client.send("PATCH", _path(key), body, content_type=STRATEGIC_PATCH, timeout_s=allowed_s)
+                answer = await self._client.send(
+                    "PATCH", _path(key), body, content_type=STRATEGIC_PATCH, timeout_s=allowed_s
+                )
             except KubeUnavailable:
                 self.uncertain_at = self._clocks.monotonic()
                 raise
@@ -232,8 +244,19 @@ class Publisher:
                     raise
                 service = await self._read_again(key, service)
             else:
+                await self._until_told(key, resource_version_of(answer))
                 return service
         raise KubeRejected(f"Service {key} changes faster than it can be written", status=409)
+
+    async def _until_told(self, key: ServiceKey, version: str) -> None:
+        """Wait for the watch to reach what was written; for nothing once the lease is not ours any more."""
+        while self._allowance_s(self._clocks.monotonic()) > 0:
+            service = self._services.objects.get(key)
+            if service is None or not version.isdigit() or int(service.resource_version) >= int(version):
+                return
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(NEWER_S):
+                    await self._services.newer(key, service)
 
     async def _read_again(self, key: ServiceKey, old: Service) -> Service | None:
         """The Service as it is now; refuses when what was asked of us has changed."""

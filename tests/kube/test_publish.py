@@ -226,9 +226,31 @@ async def test_an_assignment_is_written_once_and_told(desk: Desk, server: ApiSer
     await desk.publisher.assign(make_assignment("192.0.2.1"))
     assert stored(server) == ["192.0.2.1"]
     assert words(server) == ["IPAllocated"]
-    await eventually(lambda: desk.services.objects[WEB].status_addresses == ("192.0.2.1",))
     await desk.publisher.assign(make_assignment("192.0.2.1"))
     assert writes(server) == 1
+
+
+async def test_an_assignment_is_done_when_the_watch_has_told_of_it(desk: Desk, server: ApiServer) -> None:
+    server.silent = True
+    async with asyncio.TaskGroup() as group:
+        task = group.create_task(desk.publisher.assign(make_assignment("192.0.2.1")))
+        await eventually(lambda: stored(server) == ["192.0.2.1"])
+        await asyncio.sleep(0.1)
+        assert not task.done()
+        server.silent = False
+        server.patch("services", ("default", "web"), {"metadata": {"labels": {"a": "b"}}})
+    assert desk.services.objects[WEB].status_addresses == ("192.0.2.1",)
+
+
+async def test_who_loses_the_lease_waits_for_no_watch(
+    desk: Desk, server: ApiServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "NEWER_S", 0.05)
+    server.silent = True
+    async with asyncio.TaskGroup() as group:
+        group.create_task(desk.publisher.assign(make_assignment("192.0.2.1")))
+        await eventually(lambda: stored(server) == ["192.0.2.1"])
+        desk.allowance_s = 0.0
 
 
 async def test_without_the_lease_nothing_is_sent(desk: Desk, server: ApiServer) -> None:
@@ -337,5 +359,8 @@ async def test_who_does_not_hold_the_lease_reports_only_about_itself(desk: Desk,
 
 
 async def test_a_report_on_a_service_that_is_gone_is_nothing(desk: Desk, server: ApiServer) -> None:
+    server.silent = True
+    server.delete("services", ("default", "web"))
+    await desk.publisher.report(WEB, Judgement(reason=Reason.OUT_OF_IPS))
     await desk.publisher.report(ServiceKey("default", "none"), Judgement(reason=Reason.OUT_OF_IPS))
     assert words(server) == []
