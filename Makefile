@@ -38,22 +38,24 @@ check: setup ## what needs no running: style, types, imports, generated pages
 	.venv/bin/ruff format --check .
 	.venv/bin/mypy
 	.venv/bin/lint-imports --no-logo
-	clang-format --dry-run -Werror $(C_SOURCES)
+	.venv/bin/clang-format --dry-run -Werror $(C_SOURCES)
 	shellcheck $(SH_SCRIPTS)
 	.venv/bin/yamllint --strict .
 	$(PY) docs/generate.py --check
 
-.PHONY: test-thought test-bpf test-netns test-k8s test-deploy
+.PHONY: test-thought test-rooms test-bpf test-netns test-k8s test-deploy
 test-thought: setup ## the pure middle: seconds
-	$(PYTEST) tests/model tests/plan tests/test_*.py $(ARGS)
+	$(PYTEST) --level thought $(ARGS)
+test-rooms: setup ## each adapter against a fake of its protocol
+	$(PYTEST) --level rooms $(ARGS)
 test-bpf: setup ## packets through the real program
-	$(PYTEST) -m bpf $(ARGS)
+	$(PYTEST) --level bpf $(ARGS)
 test-netns: setup ## namespaces, FRR, ExaBGP, XDP
-	$(PYTEST) -m netns $(ARGS)
+	$(PYTEST) --level netns $(ARGS)
 test-k8s: setup control-plane ## a real control plane
-	$(PYTEST) -m k8s $(ARGS)
+	$(PYTEST) --level k8s $(ARGS)
 test-deploy: setup ansible ## units and roles
-	$(PYTEST) -m deploy $(ARGS)
+	$(PYTEST) --level deploy $(ARGS)
 
 .PHONY: control-plane
 control-plane: ## find or build etcd, kube-apiserver and kube-proxy (once, cached)

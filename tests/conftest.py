@@ -123,9 +123,13 @@ class LevelReport:
         self.seconds: defaultdict[str, float] = defaultdict(float)
 
     @pytest.hookimpl(trylast=True)
-    def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
-        """Cheap levels first; within a level the random order stays."""
+    def pytest_collection_modifyitems(self, config: pytest.Config, items: list[pytest.Item]) -> None:
+        """Only the levels asked for, cheap ones first; within a level the random order stays."""
         self.level_by_test = {item.nodeid: level_of(item) for item in items}
+        if asked := config.getoption("--level"):
+            others = [item for item in items if self.level_by_test[item.nodeid] not in asked]
+            config.hook.pytest_deselected(items=others)
+            items[:] = [item for item in items if self.level_by_test[item.nodeid] in asked]
         items.sort(key=lambda item: LEVELS.index(self.level_by_test[item.nodeid]))
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
@@ -152,6 +156,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--update-golden", action="store_true", help="rewrite the files in tests/golden")
+    parser.addoption("--level", action="append", choices=LEVELS, help="only tests of this level; may be repeated")
 
 
 @pytest.hookimpl(tryfirst=True)
