@@ -155,6 +155,10 @@ class Attempt:
         what = "the answer did not end" if self._received else "no answer" if self._is_asked else "no connection"
         return self._end(Outcome(answer=Answer.DOWN, detail=f"{what} within {allowed_s:g} s"))
 
+    def excuse(self) -> Outcome:
+        """Time is up, but this host did not look in time: no word about the target."""
+        return self._end(Outcome(answer=Answer.UNTRIED, detail="this host was too busy to listen"))
+
     def fail(self, error: int) -> Outcome:
         """The kernel answered with an errno."""
         return self._end(_failure(error, kind=self.question.target.kind))

@@ -30,6 +30,10 @@ MAX_RATE = 4000.0
 """Probes per second. With more targets than that allows, rounds take longer than the interval: a huge
 list of targets slows probing evenly and never starves the agent."""
 
+LATE_S = 0.1
+"""A turn that comes later than planned by this much takes no attempt for expired: this host was too
+busy, and what it missed is not held against the nodes. It is counted as ``untried``, and said."""
+
 _READY = select.EPOLLIN | select.EPOLLOUT | select.EPOLLET
 
 
@@ -86,6 +90,7 @@ class Prober:
         self._slow_due: deque[_Course] = deque()
         self._number = itertools.count()
         self._begin_at = -math.inf
+        self._planned = math.inf  # the next turn, when no news come before
         # Under way: by descriptor, those at slow targets, and all in the order of their deadlines.
         self._attempt_by_fd: dict[int, Attempt] = {}
         self._slow_fds: set[int] = set()
@@ -148,7 +153,7 @@ class Prober:
     async def run(self) -> None:
         """Probe for ever. Leaves no socket behind when it is cancelled."""
         loop = asyncio.get_running_loop()
-        loop.add_reader(self._poller.fileno(), self.collect)
+        loop.add_reader(self._poller.fileno(), self._hear)
         try:
             while True:
                 self._wake.clear()
@@ -167,26 +172,37 @@ class Prober:
             attempt.close()
         self._poller.close()
 
-    def collect(self) -> None:
-        """Take over which sockets are ready. Edge-triggered: each readiness is told once."""
-        self._ready_fds += [fd for fd, _ in self._poller.poll(0)]
-        self._wake.set()
-
     def turn(self) -> float | None:
         """All that is to be done at this moment; seconds until the next turn, None when only news can cause one."""
         now = self._clock()
+        self._listen()  # answers that came while the agent was busy count before the clock does
         self._advance(now)
-        self._expire(now)
+        self._expire(now, is_late=now - self._planned > LATE_S)
         if now >= self._begin_at:
             self._begin(now)
-        times = [attempt.deadline for attempt in itertools.islice(self._deadlines, 1)]
-        if self._may_begin(slow=True) and self._slow_due:
-            times.append(self._begin_at)
-        if self._may_begin(slow=False) and self._due:
-            times.append(max(self._begin_at, self._due[0][0]))
-        return max(0.0, min(times) - now) if times else None
+        self._planned = self._plan()
+        return max(0.0, self._planned - now) if self._planned < math.inf else None
 
-    # -- the three parts of a turn
+    def _plan(self) -> float:
+        """When the next turn is due."""
+        times = [math.inf]
+        if self._deadlines:
+            times.append(self._deadlines[0].deadline)
+        if self._slow_due and self._may_begin(slow=True):
+            times.append(self._begin_at)
+        if self._due and self._may_begin(slow=False):
+            times.append(max(self._begin_at, self._due[0][0]))
+        return min(times)
+
+    # -- the parts of a turn
+
+    def _hear(self) -> None:
+        self._listen()
+        self._wake.set()
+
+    def _listen(self) -> None:
+        """Take over which sockets are ready. Edge-triggered: each readiness is told once."""
+        self._ready_fds += [fd for fd, _ in self._poller.poll(0)]
 
     def _advance(self, now: float) -> None:
         ready, self._ready_fds = self._ready_fds, []
@@ -196,11 +212,11 @@ class Prober:
             if attempt and outcome:
                 self._end(attempt, outcome, now)
 
-    def _expire(self, now: float) -> None:
+    def _expire(self, now: float, *, is_late: bool) -> None:
         while self._deadlines and (self._deadlines[0].is_over or self._deadlines[0].deadline <= now):
             attempt = self._deadlines.popleft()
             if not attempt.is_over:
-                self._end(attempt, attempt.expire(), now, slow=True)
+                self._end(attempt, attempt.excuse() if is_late else attempt.expire(), now, slow=True)
 
     def _begin(self, now: float) -> None:
         self._begin_at = now + BATCH_S

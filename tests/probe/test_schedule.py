@@ -22,7 +22,7 @@ from structlog.testing import capture_logs
 from lbagent.config import Probe
 from lbagent.model.state import ProbeTarget, Pulse
 from lbagent.probe import schedule
-from lbagent.probe.schedule import BATCH_S, Prober
+from lbagent.probe.schedule import BATCH_S, LATE_S, Prober
 
 PATIENCE_S = 5.0
 INTERVAL_S = 0.5
@@ -55,7 +55,6 @@ class Room:
         """Turn without moving the clock, until the sockets have told what ``until`` waits for."""
         patience = time.monotonic() + PATIENCE_S
         while True:
-            self.prober.collect()
             self.prober.turn()
             if until():
                 return
@@ -382,6 +381,29 @@ def test_a_hindrance_that_went_with_its_target_is_said_again_when_it_comes_back(
             room.rounds(2)
             room.prober.want(frozenset())
     assert [line["event"] for line in lines] == ["probing hindered"] * 2
+
+
+def test_what_an_agent_that_was_busy_missed_is_not_held_against_the_nodes(room: Room, port: int) -> None:
+    room.prober.want(targets("local", port))
+    room.prober.turn()
+    room.now += TIMEOUT_S + LATE_S + 0.001  # nobody looked in the meantime
+    with capture_logs() as lines:
+        room.prober.turn()
+    assert room.outcomes == ["untried"]
+    assert room.prober.pulses == {}
+    assert [(line["event"], line["why"]) for line in lines] == [
+        ("probing hindered", "this host was too busy to listen")
+    ]
+
+
+def test_an_answer_that_came_while_the_agent_was_busy_counts_before_the_clock_does(room: Room, port: int) -> None:
+    room.prober.want(targets("tcp", port))
+    room.prober.turn()
+    [fd] = room.prober._attempt_by_fd
+    assert select.select([], [fd], [], PATIENCE_S)[1]
+    room.now += 10.0
+    room.prober.turn()
+    assert room.outcomes == ["up"]
 
 
 def test_a_full_epoll_is_a_hindrance_and_leaves_no_socket_open(room: Room, port: int) -> None:
