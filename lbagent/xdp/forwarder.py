@@ -163,9 +163,7 @@ class Forwarder:
         self._attach()
         for vip in self._complaint_by_vip.keys() - forwards.keys():
             del self._complaint_by_vip[vip]
-        for vip, forward in forwards.items():
-            if vip not in self._complaint_by_vip:
-                self._complaint_by_vip[vip] = self._prove(forward)
+        self._try(forward for vip, forward in forwards.items() if vip not in self._complaint_by_vip)
         attached = self._links.attached()
         return Held(
             forwards=forwards,
@@ -199,11 +197,10 @@ class Forwarder:
 
         '' when it left rewritten for an active backend, else what is wrong.
         """
-        forwards = self._tables.read()
-        for vip in vips:
-            forward = forwards.get(vip)
-            self._complaint_by_vip[vip] = self._prove(forward) if forward else "the kernel does not hold it"
-        return {vip: self._complaint_by_vip[vip] for vip in vips}
+        held = self._tables.read()
+        wanted = tuple(vips)
+        self._try(held[vip] for vip in wanted if vip in held)
+        return {vip: self._complaint_by_vip[vip] if vip in held else "the kernel does not hold it" for vip in wanted}
 
     def trace(self, packet: bytes) -> testrun.Trial:
         """What the loaded program would do with this frame, without a trace (``lbctl trace``)."""
@@ -306,12 +303,16 @@ class Forwarder:
         for address in sorted((self._routers | {DEFAULT4, DEFAULT6}) & heard):
             self._tables.set_router(address, self._known.get(address))
 
-    def _prove(self, forward: Forward) -> str:
-        for interface, obstacle in self._obstacle_by_interface.items():
-            return f"{interface}: {obstacle.message}"
-        outcome = testrun.trial(self._program.fd, proof.sample(forward))
+    def _try(self, forwards: Iterable[Forward]) -> None:
+        """Send a packet of each through the loaded program and keep what is wrong with its outcome."""
+        obstacle = next((f"{name}: {error.message}" for name, error in self._obstacle_by_interface.items()), "")
         address_by_id = {number: address for address, number in self._tables.backend_ids().items()}
-        return proof.complaint(forward, outcome, address_by_id, self._known)
+        for forward in forwards:
+            complaint = obstacle
+            if not complaint:
+                outcome = testrun.trial(self._program.fd, proof.sample(forward))
+                complaint = proof.complaint(forward, outcome, address_by_id, self._known)
+            self._complaint_by_vip[forward.vip] = complaint
 
 
 def sizes_of(xdp: Xdp) -> maps.Sizes:

@@ -1,11 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """From C to bytecode: what the daemon gets, what it keeps, and what it says when there is none."""
 
+import io
 import os
 import struct
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -127,6 +129,16 @@ def test_every_way_to_have_no_compiler_is_named(
     compiler_is(f"echo nonsense >&2; exit {exit_code}", tmp_path, monkeypatch)
     with pytest.raises(XdpError, match=said):
         compiler.build(source, constants={}, maps=MAPS)
+
+
+@pytest.mark.parametrize(("installed", "code"), [(None, 3), (ModuleType("bcc"), 4)])
+def test_the_child_tells_no_bcc_from_the_library_of_the_same_name(
+    monkeypatch: pytest.MonkeyPatch, installed: ModuleType | None, code: int
+):
+    monkeypatch.setitem(sys.modules, "bcc", installed)
+    answer = io.BytesIO()
+    assert compiler._child(io.BytesIO(b"{}"), answer) == code
+    assert answer.getvalue() == b""
 
 
 def test_the_compilers_last_lines_are_shown(
