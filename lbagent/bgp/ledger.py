@@ -181,10 +181,7 @@ class Ledger:
         if not self._was_notified and not (is_attempt and session.last_error):
             session.last_error = reason
         self._was_notified = False
-        linger_s = (session.hold_time_s or self.neighbor.hold_time_s) + self.neighbor.graceful_restart_s
-        for prefix in self._maybe_held():
-            self.gone_at[prefix] = max(now + linger_s, self.gone_at.get(prefix, 0.0))
-        self._held_before.clear()
+        self._let_go(now, self._maybe_held())
         self.wire.clear()
         self.unconfirmed = {p: change for p, change in self.unconfirmed.items() if not change.is_accepted}
         session.state = SessionState.DOWN
@@ -438,6 +435,8 @@ class Ledger:
         """What ExaBGP holds; all of our orders were answered before."""
         self.is_audited = True
         self.issued = held
+        if self.session.state is not SessionState.UP:
+            self._let_go(now, self._held_before)
         self.unconfirmed = {p: c for p, c in self.unconfirmed.items() if c.attributes == held.get(p)}
         for change in self.unconfirmed.values():
             change.is_accepted = True
@@ -468,12 +467,17 @@ class Ledger:
             self._consider(prefix)
         return happened
 
+    def _let_go(self, now: float, held: set[str]) -> None:
+        """The session has ended; the router may not have noticed, and may wait for a restart."""
+        linger_s = (self.session.hold_time_s or self.neighbor.hold_time_s) + self.neighbor.graceful_restart_s
+        for prefix in held:
+            self.gone_at[prefix] = max(now + linger_s, self.gone_at.get(prefix, 0.0))
+        self._held_before.clear()
+
     def _is_carried(self, prefix: str) -> bool:
         return (6 if ":" in prefix else 4) in self.session.families
 
     def _maybe_held(self) -> set[str]:
-        held = self._held_before | self.wire.keys()
-        if self.session.state is SessionState.UP:
-            held |= {p for p, change in self.unconfirmed.items() if change.attributes}
-            held |= set() if self._wire_is_known else self.issued.keys()
-        return held
+        """What the router holds, or may get at any moment because ExaBGP has it."""
+        asked = {prefix for prefix, change in self.unconfirmed.items() if change.attributes}
+        return self._held_before | self.wire.keys() | self.issued.keys() | asked

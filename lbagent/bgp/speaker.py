@@ -162,17 +162,14 @@ class Speaker:
                 async with asyncio.timeout(TICK_S):
                     line = await reader.readline()
             except TimeoutError:
-                line = b""
-                if reader.at_eof():
-                    raise SpeakerGone("the relay closed the connection") from None
+                self._tick()  # only when nothing is left to read: silence is then ExaBGP's, not ours
             except (OSError, ValueError) as error:
                 raise SpeakerGone(f"the relay cannot be read: {error}") from error
             else:
                 if not line.endswith(b"\n"):
                     raise SpeakerGone("the relay closed the connection")
                 backoff.succeeded()
-            self._hear(line)
-            self._tick()
+                self._hear(line)
             self._pump()
 
     def _send(self, message: Mapping[str, object]) -> None:
@@ -221,8 +218,6 @@ class Speaker:
     # What the relay says
 
     def _hear(self, line: bytes) -> None:
-        if not line:
-            return
         try:
             message: dict[str, Any] = json.loads(line)
             self._understand(message)
