@@ -6,8 +6,8 @@ the socket is ready, ``expire`` when time is up. Exactly one of these calls ends
 Outcome. It never waits, never reads more than 4 KiB, never follows a redirect and never raises.
 
 Written by hand because of its price. CPU time of one HTTP probe on loopback, 2,000 a second (bench/probe.py):
-aiohttp 330 us, asyncio streams 250 us, asyncio.Protocol 190 us; one epoll around these attempts 64 us,
-judging and counting included.
+aiohttp 350 us, asyncio streams 290 us, asyncio.Protocol 250 us; one epoll around these attempts 70 us,
+judging and counting included (docs/benchmarks.md).
 
 Every attempt ends with a RST (SO_LINGER 0): neither this host nor the node keeps a TIME_WAIT, and
 the node's conntrack forgets the connection after 10 s instead of 120 s.
