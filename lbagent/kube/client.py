@@ -115,7 +115,9 @@ class Client:
     ) -> AsyncIterator[AsyncIterator[Json]]:
         """Events as they come, until the server ends the watch. KubeSilent after ``silence_s`` without one."""
         limits = aiohttp.ClientTimeout(total=None, sock_connect=self._timeout_s, sock_read=silence_s)
-        response = await self._request("GET", path, query, limits, waited=f"{silence_s:g}s of silence")
+        with _translated(path, f"no answer within {self._timeout_s:g}s"):
+            async with asyncio.timeout(self._timeout_s):  # the server answers at once, events come later
+                response = await self._request("GET", path, query, limits)
         try:
             yield _lines(response, silence_s)
         finally:
@@ -154,26 +156,24 @@ class Client:
         *,
         body: Json | None = None,
         content_type: str = JSON,
-        waited: str = "no answer in time",
     ) -> aiohttp.ClientResponse:
         """The response with a 2xx status, body unread. After a 401, once more with fresh credentials."""
-        with _translated(path, waited):
-            for is_last in (False, True):
-                session = await self._credentials()
-                headers = {"Accept": JSON, "Content-Type": content_type}
-                if session.token:
-                    headers["Authorization"] = session.token
-                url = f"{session.url}{path}?{urlencode(query)}" if query else session.url + path
-                answer = await session.rest.request(  # type: ignore[no-untyped-call]
-                    method, url, headers=headers, body=body, _request_timeout=limits
-                )
-                response: aiohttp.ClientResponse = answer.response
-                if response.status < 300:
-                    return response
-                text = await response.read()
-                if response.status != 401 or is_last:
-                    raise refusal(path, response.status, text)
-                self._read_at = float("-inf")
+        for is_last in (False, True):
+            session = await self._credentials()
+            headers = {"Accept": JSON, "Content-Type": content_type}
+            if session.token:
+                headers["Authorization"] = session.token
+            url = f"{session.url}{path}?{urlencode(query)}" if query else session.url + path
+            answer = await session.rest.request(  # type: ignore[no-untyped-call]
+                method, url, headers=headers, body=body, _request_timeout=limits
+            )
+            response: aiohttp.ClientResponse = answer.response
+            if response.status < 300:
+                return response
+            text = await response.read()
+            if response.status != 401 or is_last:
+                raise refusal(path, response.status, text)
+            self._read_at = float("-inf")
         raise AssertionError("unreachable")
 
     async def _credentials(self) -> _Session:

@@ -252,7 +252,7 @@ class Publisher:
         """Wait for the watch to reach what was written; for nothing once the lease is not ours any more."""
         while self._allowance_s(self._clocks.monotonic()) > 0:
             service = self._services.objects.get(key)
-            if service is None or not version.isdigit() or int(service.resource_version) >= int(version):
+            if service is None or _reached(service.resource_version, version):
                 return
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(NEWER_S):
@@ -268,6 +268,11 @@ class Publisher:
         if new is not None and _wish(new) != _wish(old):
             raise KubeRejected(f"Service {key} changed meanwhile", hint="the next pass decides again", status=409)
         return new
+
+
+def _reached(version: str, wanted: str) -> bool:
+    """ResourceVersions are numbers that grow (promised since 1.35, true before); if not, equality must do."""
+    return int(version) >= int(wanted) if version.isdigit() and wanted.isdigit() else version == wanted
 
 
 def _wish(service: Service) -> Service:

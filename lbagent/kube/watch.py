@@ -135,7 +135,7 @@ class Watch(Generic[Value]):
     def list_again(self) -> None:
         """Leave the watch under way and begin with a list, at once. What is known stays."""
         self._must_list = True
-        if self._patience is not None:
+        if self._patience is not None and not self._patience.expired():
             self._patience.reschedule(0.0)
 
     # --- what goes wrong ----------------------------------------------------------------------

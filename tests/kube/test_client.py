@@ -114,6 +114,17 @@ async def test_a_silent_watch_is_given_up(client: Client, server: ApiServer) -> 
             await anext(events)
 
 
+async def test_a_watch_whose_beginning_hangs_is_given_up_like_any_request(
+    kubeconfig: Path, server: ApiServer, clocks: TestClocks
+) -> None:
+    client = Client(kubeconfig, timeout_s=0.2, clock=clocks.monotonic)
+    server.answering.clear()
+    with pytest.raises(KubeUnavailable, match="no answer"):
+        async with client.watch(SERVICES, {"watch": "1"}, silence_s=60):
+            pass
+    await client.close()
+
+
 async def test_lines_are_put_together_from_chunks_and_a_cut_one_is_dropped(tmp_path: Path) -> None:
     async def stream(request: web.Request) -> web.StreamResponse:
         response = web.StreamResponse()

@@ -256,6 +256,7 @@ async def test_listing_again_leaves_the_watch_at_once_and_keeps_what_is_known(
         asked = clocks.monotonic()
         assert followed.watch.listed_at < asked
         followed.watch.list_again()
+        followed.watch.list_again()
         assert followed.watch.listed is True
         await eventually(lambda: followed.watch.listed_at >= asked)
         make(server, "b")
