@@ -95,6 +95,8 @@ class Desired:
 
     ``assignments`` and ``releases`` are empty unless the Snapshot's host is the leader.
     ``routes`` maps a Route to the Vips that must be proven before it is announced.
+    ``unwritten``: those of the assignments that a status does not say yet; ``unreported``: Services
+    whose Judgement the cluster does not show yet.
     """
 
     assignments: Mapping[ServiceKey, Assignment] = field(default_factory=dict)
@@ -103,6 +105,8 @@ class Desired:
     rings: Mapping[str, Ring] = field(default_factory=dict)
     routes: Mapping[Route, frozenset[Vip]] = field(default_factory=dict)
     judgements: Mapping[ServiceKey, Judgement] = field(default_factory=dict)
+    unwritten: frozenset[ServiceKey] = frozenset()
+    unreported: frozenset[ServiceKey] = frozenset()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -77,7 +77,8 @@ class Forward:
 
     ``node_port`` is the destination port in nat mode, 0 in the DSR modes (the packet keeps its own).
     ``ring`` is the fingerprint of a Ring. ``source_ranges`` are CIDRs, empty allows everybody.
-    ``affinity_timeout_s`` 0: no client affinity.
+    ``affinity_timeout_s`` 0: no client affinity. ``new_flows_per_s``: how many new flows a source
+    prefix (IPv4 /24, IPv6 /56) may open, 0 as many as it likes.
     """
 
     vip: Vip
@@ -87,3 +88,4 @@ class Forward:
     node_port: int = 0
     source_ranges: tuple[str, ...] = ()
     affinity_timeout_s: int = 0
+    new_flows_per_s: int = 0

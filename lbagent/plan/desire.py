@@ -21,8 +21,9 @@ from lbagent.model.state import Desired, Settings, Snapshot
 from lbagent.model.vip import Backend, Forward, Vip
 from lbagent.plan import request as requests
 from lbagent.plan.assign import Verdict, adopt, allocate
-from lbagent.plan.eligible import Choice, Eligibility, Probes
+from lbagent.plan.eligible import Choice, Eligibility, Probes, Usable, usable
 from lbagent.plan.facts import Facts, Holding, assignment, establish, mode_of
+from lbagent.plan.report import is_reported, is_written
 from lbagent.plan.ring import Rings
 from lbagent.plan.serve import NOT_SERVED, Served, serve
 
@@ -54,7 +55,7 @@ class Memory:
     - ``_facts``, and from them ``_claimants`` (who claims an address) and ``_unsettled``;
     - ``_giving_way`` and ``_verdicts``: what adoption and allocation said last;
     - ``_served``, and from them ``_forwards``, ``_users`` of rings and ``_routes``;
-    - ``_judgements``, ``_assignments``, ``_releases``.
+    - ``_judgements``, ``_assignments``, ``_releases``, and which of them the status does not show yet.
     """
 
     def __init__(self) -> None:
@@ -64,6 +65,7 @@ class Memory:
         self._settings = settings
         self._labels: Mapping[str, Mapping[str, str]] = {}
         self._endpoints: Mapping[ServiceKey, tuple[Endpoint, ...]] = {}
+        self._usable: dict[ServiceKey, dict[int, Usable]] = {}
         self._choice = Choice(Eligibility({}), {})
         self._facts: dict[ServiceKey, Facts] = {}
         self._claimants: dict[str, set[ServiceKey]] = {}
@@ -79,6 +81,8 @@ class Memory:
         self._judgements: dict[ServiceKey, Judgement] = {}
         self._assignments: dict[ServiceKey, Assignment] = {}
         self._releases: dict[ServiceKey, tuple[str, ...]] = {}
+        self._unwritten: set[ServiceKey] = set()
+        self._unreported: set[ServiceKey] = set()
 
     def learn(self, snapshot: Snapshot) -> None:
         """Bring everything up to date."""
@@ -100,7 +104,10 @@ class Memory:
         elif snapshot.softening:
             routes = {replace(r, policy=r.policy.softened(snapshot.softening)): vips for r, vips in routes.items()}
         judgements = dict(self._judgements)
-        _overlay(judgements, snapshot, self._forwards, routes)
+        added = _of_this_host(judgements, snapshot, self._forwards, routes)
+        judgements.update(added)
+        unreported = self._unreported.difference(added)
+        unreported.update(key for key, j in added.items() if not is_reported(self._facts[key].service, j))
         return Desired(
             assignments=dict(self._assignments) if snapshot.is_leader else {},
             releases=dict(self._releases) if snapshot.is_leader else {},
@@ -108,6 +115,8 @@ class Memory:
             rings=Rings(dict(self._backends_by_ring)),
             routes=routes,
             judgements=judgements,
+            unwritten=frozenset(self._unwritten) if snapshot.is_leader else frozenset(),
+            unreported=frozenset(unreported),
         )
 
     # --- what differs ---------------------------------------------------------------------------
@@ -151,6 +160,7 @@ class Memory:
         if facts is None:
             return
         self._unsettled.discard(key)
+        self._usable.pop(key, None)
         for item in facts.claim.held:
             claimants = self._claimants[item.address]
             claimants.discard(key)
@@ -168,7 +178,10 @@ class Memory:
     def _learn_endpoints(self, snapshot: Snapshot) -> set[ServiceKey]:
         before, self._endpoints = self._endpoints, snapshot.endpoints
         changed = {key for key, endpoints in self._endpoints.items() if before.get(key) is not endpoints}
-        return changed | (before.keys() - self._endpoints.keys())
+        changed |= before.keys() - self._endpoints.keys()
+        for key in changed:
+            self._usable.pop(key, None)
+        return changed
 
     def _learn_nodes(self, snapshot: Snapshot) -> set[ServiceKey]:
         """A change of nodes concerns every Service, one of probes those whose ports it is about."""
@@ -218,6 +231,8 @@ class Memory:
     def _take_out(self, key: ServiceKey, touched: set[Route]) -> None:
         for answers in (self._judgements, self._assignments, self._releases):
             answers.pop(key, None)
+        self._unwritten.discard(key)
+        self._unreported.discard(key)
         served = self._served.pop(key, NOT_SERVED)
         for vip in served.forwards:
             del self._forwards[vip]
@@ -230,20 +245,31 @@ class Memory:
     def _put_in(self, facts: Facts, touched: set[Route]) -> None:
         key = facts.key
         if facts.foreign:
-            self._judgements[key] = Judgement(reason=facts.foreign)
+            self._say(facts, Judgement(reason=facts.foreign))
             return
         holding = self._giving_way.get(key, facts.claim)
         served = NOT_SERVED
         if holding.held and facts.refusal is None and not facts.service.deleting:
-            served = serve(facts.service, facts.wish, holding.held, self._endpoints.get(key, ()), self._choice)
+            served = serve(facts.service, facts.wish, holding.held, self._usable_by_family(facts), self._choice)
             self._served[key] = served
             self._forwards.update(served.forwards)
             self._users.update(served.backends_by_ring.keys())
             self._backends_by_ring.update(served.backends_by_ring)
             touched.update(served.vips_by_route)
         verdict = self._verdicts.get(key)
-        self._judgements[key] = _judge(facts, holding, verdict, served)
+        self._say(facts, _judge(facts, holding, verdict, served))
         self._write(facts, holding, verdict)
+
+    def _say(self, facts: Facts, judgement: Judgement) -> None:
+        self._judgements[facts.key] = judgement
+        if not is_reported(facts.service, judgement):
+            self._unreported.add(facts.key)
+
+    def _usable_by_family(self, facts: Facts) -> dict[int, Usable]:
+        if facts.key not in self._usable:
+            endpoints = self._endpoints.get(facts.key, ())
+            self._usable[facts.key] = {f: usable(endpoints, family=f) for f in facts.service.ip_families}
+        return self._usable[facts.key]
 
     def _write(self, facts: Facts, holding: Holding, verdict: Verdict | None) -> None:
         """What the lease holder wants the status to say."""
@@ -252,10 +278,13 @@ class Memory:
         if service.deleting:
             if service.status_addresses or FINALIZER in service.finalizers:
                 self._releases[key] = service.status_addresses
-        elif held == facts.claim.held and facts.assignment:
-            self._assignments[key] = facts.assignment
         elif held:
-            self._assignments[key] = assignment(service, held, mode_of(facts.wish, held))
+            wanted = facts.assignment
+            if wanted is None or held != facts.claim.held:
+                wanted = assignment(service, held, mode_of(facts.wish, held))
+            self._assignments[key] = wanted
+            if not is_written(service, wanted):
+                self._unwritten.add(key)
         elif service.status_addresses:
             self._releases[key] = service.status_addresses
 
@@ -285,21 +314,20 @@ def _judge(facts: Facts, holding: Holding, verdict: Verdict | None, served: Serv
     return Judgement(reason=Reason.SATISFIED, detail=verdict.note) if verdict and verdict.note else _SATISFIED
 
 
-def _overlay(
-    judgements: dict[ServiceKey, Judgement],
+def _of_this_host(
+    judgements: Mapping[ServiceKey, Judgement],
     snapshot: Snapshot,
     forwards: Mapping[Vip, Forward],
     routes: Mapping[Route, frozenset[Vip]],
-) -> None:
-    """What this host adds to the judgement on an otherwise satisfied Service."""
-    needed = frozenset().union(*routes.values()) if snapshot.unproven else frozenset()
-    for vip in sorted(snapshot.unproven):
-        if vip in needed and vip in forwards:
-            key = forwards[vip].service
-            if judgements[key].reason is Reason.SATISFIED:
-                detail = f"{vip}: {snapshot.unproven[vip]}"
-                judgements[key] = Judgement(reason=Reason.NOT_FORWARDING, detail=detail)
+) -> dict[ServiceKey, Judgement]:
+    """What this host has to say about otherwise satisfied Services."""
     if snapshot.draining:
-        for key, judgement in judgements.items():
-            if judgement.reason is Reason.SATISFIED:
-                judgements[key] = Judgement(reason=Reason.HOST_DRAINING)
+        reason = Judgement(reason=Reason.HOST_DRAINING)
+        return {key: reason for key, judgement in judgements.items() if judgement.reason is Reason.SATISFIED}
+    said: dict[ServiceKey, Judgement] = {}
+    needed: frozenset[Vip] = frozenset().union(*routes.values()) if snapshot.unproven else frozenset()
+    for vip in sorted(needed & snapshot.unproven.keys()):
+        key = forwards[vip].service
+        if judgements[key].reason is Reason.SATISFIED:
+            said.setdefault(key, Judgement(reason=Reason.NOT_FORWARDING, detail=f"{vip}: {snapshot.unproven[vip]}"))
+    return said

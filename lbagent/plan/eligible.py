@@ -177,18 +177,21 @@ def usable(endpoints: Iterable[Endpoint], *, family: int) -> Usable:
     An address that stands in several slices counts once, in its best condition.
     """
     best: dict[str, tuple[int, str]] = {}
+    top = 0
     for endpoint in endpoints:
         if endpoint.family != family:
             continue
         rank = 2 if endpoint.ready else 1 if endpoint.serving and endpoint.terminating else 0
-        if rank and (rank, endpoint.node) > best.get(endpoint.address, (0, "")):
+        if not rank:
+            continue
+        top = max(top, rank)
+        if endpoint.address not in best or (rank, endpoint.node) > best[endpoint.address]:
             best[endpoint.address] = (rank, endpoint.node)
-    top = max((rank for rank, _ in best.values()), default=0)
     count_by_node: dict[str, int] = {}
     for rank, node in best.values():
         if rank == top and node:
             count_by_node[node] = count_by_node.get(node, 0) + 1
-    closing = frozenset(node for _, node in best.values() if node and node not in count_by_node)
+    closing = frozenset(node for rank, node in best.values() if rank < top and node and node not in count_by_node)
     return Usable(bool(best), count_by_node, closing, is_fallback=top == 1)
 
 

@@ -6,10 +6,10 @@ from dataclasses import dataclass, field
 
 from lbagent.model.reason import Judgement, Reason
 from lbagent.model.route import Route
-from lbagent.model.service import Endpoint, IpMode, Port, Service
+from lbagent.model.service import IpMode, Port, Service
 from lbagent.model.vip import Backend, Forward, Mode, Vip
 from lbagent.plan import request as requests
-from lbagent.plan.eligible import Choice, Selection, usable
+from lbagent.plan.eligible import Choice, Selection, Usable
 from lbagent.plan.facts import Held, mode_of
 from lbagent.plan.request import Request
 
@@ -28,7 +28,7 @@ NOT_SERVED = Served()
 
 
 def serve(
-    service: Service, wish: Request, held: tuple[Held, ...], endpoints: tuple[Endpoint, ...], choice: Choice
+    service: Service, wish: Request, held: tuple[Held, ...], usable_by_family: Mapping[int, Usable], choice: Choice
 ) -> Served:
     """Forwards, rings and routes of one Service that holds addresses."""
     mode = mode_of(wish, held)
@@ -42,11 +42,10 @@ def serve(
             obstacle = obstacle or Judgement(reason=Reason.PENDING_ASSIGNMENT, detail=waits)
             continue
         active = set()
-        ends = usable(endpoints, family=item.family)
         for port in _ports(service, mode):
             selection = choice.select(
                 service,
-                ends,
+                usable_by_family[item.family],
                 family=item.family,
                 address_type=item.pool.node_address_type,
                 protocol=port.protocol,

@@ -10,28 +10,20 @@ simply not yielded until the world says that it has come true.
 """
 
 from collections.abc import Iterable, Iterator
+from operator import attrgetter
 
-from lbagent.model.pool import Assignment
 from lbagent.model.reason import Reason
-from lbagent.model.service import IpMode, Service
+from lbagent.model.service import Service, ServiceKey
 from lbagent.model.state import Desired, Observed, Snapshot
 from lbagent.model.step import Announce, Assign, Program, Release, Report, Step, Unprogram, Withdraw
 from lbagent.model.vip import Forward, Vip
 from lbagent.plan.facts import age
+from lbagent.plan.report import OF_THIS_HOST
 
 RINGS_PER_STEP = 16
 """A Program carries at most this many rings (131 kB and up to 80 ms each), so that none lasts long."""
 
-_SILENT = frozenset(
-    {
-        Reason.NOT_LOAD_BALANCER,
-        Reason.NOT_OURS,
-        Reason.NOT_LISTED,
-        Reason.DELETING,
-        Reason.PENDING_ASSIGNMENT,  # the Assign beside it says more
-        Reason.HOST_DRAINING,  # of this host, not of the Service
-    }
-)
+_by_prefix = attrgetter("prefix")
 
 
 def steps(observed: Observed, desired: Desired, snapshot: Snapshot) -> Iterator[Step]:
@@ -42,27 +34,36 @@ def steps(observed: Observed, desired: Desired, snapshot: Snapshot) -> Iterator[
     if not snapshot.listed:
         return
     if snapshot.is_leader:
-        yield from _cluster_steps(observed, desired, snapshot)
-    changed = {vip for vip, forward in desired.forwards.items() if _differs(forward, observed)}
+        yield from _status_steps(observed, desired, snapshot)
+    yield from _reports(observed, desired, snapshot)
+    changed = _changed(observed, desired)
     needs_by_prefix = {route.prefix: needs for route, needs in desired.routes.items()}
-    standing = set(observed.routes)
-    for route in sorted(observed.routes):
-        needs = needs_by_prefix.get(route.prefix)
-        if needs is None or _is_refuted(needs, changed, snapshot):
-            standing.discard(route)
-            yield Withdraw(route=route)
+    withdrawn = [
+        route
+        for route in observed.routes
+        if (needs := needs_by_prefix.get(route.prefix)) is None or _is_refuted(needs, changed, snapshot)
+    ]
+    for route in sorted(withdrawn, key=_by_prefix):
+        yield Withdraw(route=route)
     yield from _program(changed, desired)
-    for route in sorted(desired.routes):
+    for route in sorted(desired.routes.keys() - observed.routes.difference(withdrawn), key=_by_prefix):
         needs = desired.routes[route]
-        if route not in standing and all(vip in changed or _is_proven(vip, observed, snapshot) for vip in needs):
+        if all(vip in changed or _is_proven(vip, observed, snapshot) for vip in needs):
             yield Announce(route=route, needs=needs)
     idle = _idle(observed, desired, snapshot)
     if idle:
         yield Unprogram(vips=idle)
 
 
-def _differs(forward: Forward, observed: Observed) -> bool:
-    return observed.forwards.get(forward.vip) != forward or forward.ring not in observed.rings
+def _changed(observed: Observed, desired: Desired) -> set[Vip]:
+    """Vips that the kernel does not hold as they should be, or whose ring it lacks."""
+    held = observed.forwards
+    lacking = {fingerprint for fingerprint in desired.rings if fingerprint not in observed.rings}
+    return {
+        vip
+        for vip, forward in desired.forwards.items()
+        if ((found := held.get(vip)) is not forward and found != forward) or forward.ring in lacking
+    }
 
 
 def _is_proven(vip: Vip, observed: Observed, snapshot: Snapshot) -> bool:
@@ -77,7 +78,7 @@ def _is_refuted(needs: Iterable[Vip], changed: set[Vip], snapshot: Snapshot) -> 
 def _program(changed: set[Vip], desired: Desired) -> Iterator[Program]:
     """Vips grouped by ring, so that a ring is carried once."""
     forwards_by_ring: dict[str, list[Forward]] = {}
-    for vip in sorted(changed):
+    for vip in sorted(changed, key=attrgetter("address", "protocol", "port")):
         forward = desired.forwards[vip]
         forwards_by_ring.setdefault(forward.ring, []).append(forward)
     names = sorted(forwards_by_ring)
@@ -95,13 +96,14 @@ def _idle(observed: Observed, desired: Desired, snapshot: Snapshot) -> tuple[Vip
     While the address stays announced for other Vips, as soon as those are proven: it would attract
     packets for ever.
     """
-    surplus = [vip for vip in observed.forwards if vip not in desired.forwards]
+    surplus = observed.forwards.keys() - desired.forwards.keys()
     if not surplus:
         return ()
+    addresses = {vip.address for vip in surplus}
     kept = {
         route.address
         for route, needs in desired.routes.items()
-        if all(_is_proven(vip, observed, snapshot) for vip in needs)
+        if route.address in addresses and all(_is_proven(vip, observed, snapshot) for vip in needs)
     }
     announced = {route.address for route in observed.routes}
     latest = snapshot.now - snapshot.settings.settle_s
@@ -115,41 +117,19 @@ def _idle(observed: Observed, desired: Desired, snapshot: Snapshot) -> tuple[Vip
 # --- the cluster ----------------------------------------------------------------------------------
 
 
-def _cluster_steps(observed: Observed, desired: Desired, snapshot: Snapshot) -> Iterator[Step]:
+def _status_steps(observed: Observed, desired: Desired, snapshot: Snapshot) -> Iterator[Step]:
     """Status writes, younger Services first: who must give way does so before the one it gives way to changes.
 
     So an interrupted pass leaves a conflict that is judged again as it was before.
     """
-    changing = [
-        snapshot.services[key]
-        for key, assignment in desired.assignments.items()
-        if not is_written(snapshot.services[key], assignment) and snapshot.pending.get(key) != assignment
-    ]
-    changing += [snapshot.services[key] for key in desired.releases]
+    services, pending = snapshot.services, snapshot.pending
+    changing = [services[key] for key in desired.unwritten if pending.get(key) != desired.assignments[key]]
+    changing += [services[key] for key in desired.releases]
     for service in sorted(changing, key=age, reverse=True):
         if service.key in desired.assignments:
             yield Assign(assignment=desired.assignments[service.key])
         elif not service.deleting or not _is_served(service, observed, desired):
             yield Release(service=service.key, addresses=desired.releases[service.key])
-    announced = {route.address for route in observed.routes}
-    for key in sorted(desired.judgements):
-        judgement = desired.judgements[key]
-        if judgement.reason in _SILENT:
-            continue
-        if judgement.reason is Reason.SATISFIED and not announced.issuperset(snapshot.services[key].status_addresses):
-            continue  # not before it is true
-        yield Report(service=key, judgement=judgement)
-
-
-def is_written(service: Service, assignment: Assignment) -> bool:
-    """Does the status say what the Assignment says? An unset ipMode means VIP (the API's default)."""
-    written = [(i.ip, i.ip_mode or IpMode.VIP, _errors(i.port_errors)) for i in service.ingress]
-    wanted = [(address, assignment.ip_mode, _errors(assignment.port_errors)) for address in assignment.addresses]
-    return written == wanted
-
-
-def _errors(port_errors: Iterable[tuple[int, str, str]]) -> list[tuple[int, str, str]]:
-    return sorted((port, str(protocol), error) for port, protocol, error in port_errors if error)
 
 
 def _is_served(service: Service, observed: Observed, desired: Desired) -> bool:
@@ -162,3 +142,20 @@ def _is_served(service: Service, observed: Observed, desired: Desired) -> bool:
         if any(Vip(address=address, protocol=p.protocol, port=p.port) in observed.forwards for p in service.ports):
             return True
     return False
+
+
+def _reports(observed: Observed, desired: Desired, snapshot: Snapshot) -> Iterator[Report]:
+    if not desired.unreported:
+        return
+    announced = {route.address for route in observed.routes}
+    for key in sorted(desired.unreported):
+        judgement = desired.judgements[key]
+        if not snapshot.is_leader and judgement.reason not in OF_THIS_HOST:
+            continue
+        if judgement.reason is Reason.SATISFIED and not _is_announced(key, announced, snapshot):
+            continue  # not before it is true
+        yield Report(service=key, judgement=judgement)
+
+
+def _is_announced(key: ServiceKey, announced: set[str], snapshot: Snapshot) -> bool:
+    return announced.issuperset(snapshot.services[key].status_addresses)
