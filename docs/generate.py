@@ -18,6 +18,7 @@ if str(CHECKOUT) not in sys.path:
 from lbagent import metrics  # noqa: E402
 from lbagent.config import Config  # noqa: E402
 from lbagent.model.reason import Reason  # noqa: E402
+from lbagent.plan import health  # noqa: E402
 from lbagent.xdp.verdict import Verdict  # noqa: E402
 
 REFERENCE = CHECKOUT / "docs" / "reference"
@@ -139,6 +140,7 @@ def verdicts_page() -> str:
 
 PAGES: dict[str, Callable[[], str]] = {
     "config.md": config_page,
+    "health.md": health.reference,
     "metrics.md": metrics_page,
     "reasons.md": reasons_page,
     "verdicts.md": verdicts_page,

@@ -323,7 +323,7 @@ class Probe(_Section):
     timeout_s: Seconds = Field(default=0.4, description="Limit of one probe")
     rise: int = Field(default=2, ge=1, description="Successes that bring a target up")
     fall: int = Field(default=3, ge=1, description="Failures that take a target down")
-    concurrency: int = Field(default=256, ge=1, description="Probes under way at the same time")
+    concurrency: int = Field(default=1024, ge=1, description="Probes under way at the same time")
     proxy_port: TcpPort = Field(default=10256, description="Port of kube-proxy's /healthz")
     node_ports: int = Field(
         default=2000, ge=0, description="Probe at most this many node ports by TCP connect, Service by Service"
