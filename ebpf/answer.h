@@ -62,7 +62,7 @@ LB_INLINE void write_ip4(struct iphdr *ip, const struct question *q, __u8 protoc
 {
 	__u64 sum;
 
-	*(__be16 *)ip = LB_BE16(0x4500);
+	*(lb_half *)ip = LB_BE16(0x4500);
 	ip->tot_len = LB_BE16(sizeof(*ip) + bytes);
 	ip->id = 0;
 	ip->frag_off = LB_BE16(LB_DONT_FRAGMENT);
@@ -81,7 +81,7 @@ LB_INLINE void write_ip4(struct iphdr *ip, const struct question *q, __u8 protoc
 
 LB_INLINE void write_ip6(struct ipv6hdr *ip, const struct question *q, __u8 protocol, __u32 bytes)
 {
-	*(__be32 *)ip = LB_BE32(0x60000000);
+	*(lb_word *)ip = LB_BE32(0x60000000);
 	ip->payload_len = LB_BE16(bytes);
 	ip->nexthdr = protocol;
 	ip->hop_limit = LB_ANSWER_TTL;
@@ -105,7 +105,7 @@ LB_INLINE __u64 pseudo_sum(const struct question *q, __u8 protocol, __u32 bytes,
 
 LB_INLINE __u64 sum_words(const void *from, const int words)
 {
-	const __u32 *word = from;
+	const lb_word *word = from;
 	__u64 sum = 0;
 
 #pragma unroll
@@ -117,7 +117,7 @@ LB_INLINE __u64 sum_words(const void *from, const int words)
 /* RFC 9293, 3.10.7.1: a segment to nobody, whose flags were `flags`. */
 LB_INLINE void write_reset(struct tcphdr *tcp, const struct question *q, __u8 flags, const int v6)
 {
-	__u32 *word = (void *)tcp;
+	lb_word *word = (void *)tcp;
 
 	tcp->source = q->local_port;
 	tcp->dest = q->remote_port;

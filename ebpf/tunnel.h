@@ -18,7 +18,7 @@ struct tunnel {
 
 LB_INLINE __u8 traffic_class6(const void *ip6)
 {
-	return (LB_HOST16(*(const __be16 *)ip6) >> 4) & 0xff;
+	return (LB_HOST16(*(const lb_half *)ip6) >> 4) & 0xff;
 }
 
 /* -1: no room between `at` and `end`. */
@@ -30,7 +30,7 @@ LB_INLINE int write_tunnel4(void *at, void *end, const struct tunnel *t, const s
 
 	if ((void *)(ip + 1) > end)
 		return -1;
-	*(__be16 *)ip = LB_BE16(0x4500 | t->class);
+	*(lb_half *)ip = LB_BE16(0x4500 | t->class);
 	ip->tot_len = LB_BE16(t->bytes + sizeof(*ip));
 	ip->id = 0;
 	ip->frag_off = LB_BE16(LB_DONT_FRAGMENT);
@@ -56,7 +56,7 @@ LB_INLINE int write_tunnel6(void *at, void *end, const struct tunnel *t, const s
 
 	if ((void *)(ip + 1) > end)
 		return -1;
-	*(__be32 *)ip = LB_BE32(0x60000000 | (__u32)t->class << 20) | (t->spread & LB_BE32(0xfffff));
+	*(lb_word *)ip = LB_BE32(0x60000000 | (__u32)t->class << 20) | (t->spread & LB_BE32(0xfffff));
 	ip->payload_len = LB_BE16(t->bytes);
 	ip->nexthdr = t->protocol;
 	ip->hop_limit = LB_TUNNEL_TTL;

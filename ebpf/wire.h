@@ -36,6 +36,10 @@
 #define LB_HOST16(x) __builtin_bswap16((__u16)(x))
 #define LB_HOST32(x) __builtin_bswap32((__u32)(x))
 
+/* Words of a header that was written by its fields, or the other way round. */
+typedef __u16 __attribute__((may_alias)) lb_half;
+typedef __u32 __attribute__((may_alias)) lb_word;
+
 #define LB_MORE_FRAGMENTS 0x2000
 #define LB_DONT_FRAGMENT 0x4000
 #define LB_FRAGMENT_OFFSET 0x1fff

@@ -140,6 +140,7 @@ def forward(record: VipRecord, *, fingerprint: str, ranges: tuple[str, ...], tic
         node_port=record.node_port,
         source_ranges=ranges,
         affinity_timeout_s=int(record.affinity_ticks * tick_s + 0.001),
+        new_flows_per_s=record.new_flows_per_tick,
     )
 
 

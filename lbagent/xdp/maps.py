@@ -505,6 +505,7 @@ class Tables:
             ranges_id=ranges_id,
             affinity_ticks=codec.ticks(forward.affinity_timeout_s, self._tick_s),
             salt=old.salt if old else secrets.randbits(64),
+            new_flows_per_tick=forward.new_flows_per_s,  # a tick is a second or a little more
         )
         return number, record
 

@@ -182,9 +182,7 @@ class Row:
 
 def rows(table: Iterable[Row]) -> pytest.MarkDecorator:
     """Parametrise a test by a table, for each family."""
-    params = [
-        pytest.param(row, family, id=f"IPv{family}: {row.title}") for row in table for family in row.families
-    ]
+    params = [pytest.param(row, family, id=f"IPv{family}: {row.title}") for row in table for family in row.families]
     return pytest.mark.parametrize(("row", "family"), params)
 
 

@@ -4,7 +4,7 @@
 import pytest
 from scapy.packet import Packet
 
-from tests.ebpf.scene import UDP, TCP, Dot1AD, Dot1Q, Ether, Raw, Row, Scene, Verdict, check, rows, w
+from tests.ebpf.scene import TCP, UDP, Dot1AD, Dot1Q, Ether, Raw, Row, Scene, Verdict, check, rows, w
 from tests.ebpf.world import World
 
 pytestmark = pytest.mark.bpf
@@ -14,7 +14,7 @@ def tagged(packet: Packet, *vlans: int, outer: type[Packet] = Dot1Q) -> Packet:
     """The same frame with VLAN tags, outer first."""
     ether, inside = packet[Ether].copy(), packet[Ether].payload
     ether.remove_payload()
-    ether.type = None
+    del ether.type
     for i, vlan in enumerate(vlans):
         ether = ether / (outer if i == 0 and len(vlans) > 1 else Dot1Q)(vlan=vlan)
     return ether / inside

@@ -30,6 +30,7 @@ from lbagent.xdp.verdict import Verdict
 
 EBPF = Path(__file__).resolve().parents[2] / "ebpf"
 T = TypeVar("T")
+TRACES = ("lb_nat", "lb_flows", "lb_counters", "lb_answers")  # and three LRU maps
 
 CLIENTS, NODES = 2, 3  # interface indexes
 LB_CLIENTS, LB_NODES = "02:00:00:00:00:01", "02:00:00:00:00:02"
@@ -94,23 +95,21 @@ class World:
         self.program = bpf.load_program(self.code.bound({name: m.fd for name, m in self.maps.items()}), name="lb_test")
         self.tables = maps.Tables(self.maps, sizes=sizes, tick_s=self.tick_s, clock=time.monotonic)
         self.counters = counters.Counters(self.maps, sizes=sizes)
-        self.memory = {
-            name: self.maps[name].map_memory() for name in ("lb_nat", "lb_flows", "lb_counters", "lb_config")
-        }
+        self.memory = {name: self.maps[name].map_memory() for name in (*TRACES, "lb_config")}
         self.settings = SETTINGS
 
     def close(self) -> None:
         self._thread.shutdown()
 
     def reset(self) -> None:
-        for name in ("lb_nat", "lb_flows", "lb_counters"):
+        for name in TRACES:
             self.memory[name][:] = bytes(len(self.memory[name]))
         for name in ("lb_affinity", "lb_fragments", "lb_limits"):
             self.maps[name].delete_all(b"".join(entry[0] for entry in list(self.maps[name].items())))
 
     def trace(self) -> list[object]:
         """Everything a packet may change."""
-        changed: list[object] = [bytes(self.memory[name]) for name in ("lb_nat", "lb_flows", "lb_counters")]
+        changed: list[object] = [bytes(self.memory[name]) for name in TRACES]
         return changed + [sorted(self.maps[name].items()) for name in ("lb_affinity", "lb_fragments", "lb_limits")]
 
     def send(self, packet: bytes, ifindex: int = CLIENTS) -> Outcome:
@@ -215,6 +214,7 @@ def served() -> tuple[list[Forward], dict[str, Ring]]:
                 *,
                 ranges: tuple[str, ...] = (),
                 affinity_timeout_s: int = 0,
+                new_flows_per_s: int = 0,
                 protocol: Protocol = protocol,
                 address: str = address,
                 mine: Mapping[int, Ring] = mine,
@@ -228,6 +228,7 @@ def served() -> tuple[list[Forward], dict[str, Ring]]:
                         node_port=30000 + port if mode is Mode.NAT else 0,
                         source_ranges=ranges,
                         affinity_timeout_s=affinity_timeout_s,
+                        new_flows_per_s=new_flows_per_s,
                     )
                 )
 
@@ -251,6 +252,8 @@ def served() -> tuple[list[Forward], dict[str, Ring]]:
             serve(97, Mode.DSR_L2, TAGGED)
             serve(98, Mode.DSR_IPIP, TAGGED)
             serve(99, Mode.NAT, NARROW)
+            serve(100, Mode.NAT, ONE_NODE, new_flows_per_s=10)
+            serve(101, Mode.DSR_L2, ONE_NODE, new_flows_per_s=10)
     return forwards, rings
 
 
