@@ -69,7 +69,7 @@ def test_every_module_has_the_test_file_of_its_name() -> None:
         test = Path("tests", *module.parts[1:-1], f"test_{module.name}")
         if not (CHECKOUT / test).exists() and name not in WITHOUT_TEST_FILE:
             missing.append(f"{name} (wants {test})")
-    assert missing == []
+    assert not missing, "\n".join(missing)
 
 
 def test_an_excuse_is_only_for_a_module_that_exists_and_has_no_test() -> None:
@@ -86,7 +86,7 @@ def test_every_source_says_its_licence_at_the_top() -> None:
             text = (CHECKOUT / name).read_text()
             if "SPDX-License-Identifier:" not in "".join(text.splitlines(keepends=True)[:3]):
                 silent.append(name)
-    assert silent == []
+    assert not silent, "\n".join(silent)
 
 
 def test_what_the_kernel_loads_is_gpl_and_the_rest_is_apache() -> None:
@@ -101,7 +101,7 @@ def test_nothing_names_a_private_path_or_a_registry() -> None:
     for name, text in texts():
         found += [f"{name}: {m[0]}" for m in PRIVATE.finditer(text)]
         found += [f"{name}: {m[0]}" for m in REGISTRY.finditer(text)]
-    assert found == []
+    assert not found, "\n".join(found)
 
 
 def test_no_module_is_called_by_a_word_that_says_nothing() -> None:
@@ -135,7 +135,7 @@ def test_links_between_pages_lead_somewhere() -> None:
     links = [(n, target) for n, text in texts(".md") for target in re.findall(r"\]\(([^)#\s]+)[^)]*\)", text)]
     local = [(n, target) for n, target in links if "://" not in target and not target.startswith("mailto:")]
     dead = [f"{n}: {target}" for n, target in local if not (CHECKOUT / n).parent.joinpath(target).exists()]
-    assert dead == []
+    assert not dead, "\n".join(dead)
 
 
 def test_decisions_are_numbered_without_a_gap() -> None:
