@@ -26,7 +26,7 @@ from lbagent.xdp.nexthop import DEFAULT4, DEFAULT6, NextHop, NextHops
 from lbagent.xdp.verdict import Verdict
 
 _LOG = log.get("xdp")
-_REPAIR_S = 5.0
+_REPAIR_S = 30.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -49,7 +49,7 @@ def open_maps(root: Path, specs: Sequence[MapSpec], live_ids: Collection[int]) -
     live = _live_folder(root, live_ids)
     if live not in (None, folder):
         shutil.rmtree(folder, ignore_errors=True)  # begun by a daemon that did not finish
-    if live is None and not folder.exists() and any(_map_folders(root)):
+    if any(not path.name.startswith(f"v{codec.LAYOUT}-") for path in _map_folders(root)):
         _LOG.warning("maps of another layout left behind: VIPs and flows start anew", now=str(folder))
     make_folder(folder)
     before = _open_folder(live) if live not in (None, folder) else {}

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A daemon that does nothing but forward, so that a test can kill it: ``daemon.py PATHS_AS_JSON``."""
+"""A daemon that does nothing but forward, so that a test can kill it: ``daemon.py PATHS_AS_JSON VIPS``."""
 
 import asyncio
 import sys
 import time
 
 from lbagent import log
-from lbagent.config import Paths, Xdp
+from lbagent.config import Limits, Paths, Xdp
 from lbagent.xdp.forwarder import Forwarder
 from tests.xdp.lane import INTERFACES, NODES, ROUTERS, TCP_VIP, UDP_VIP, forward_to, ring_over
 
@@ -14,7 +14,7 @@ from tests.xdp.lane import INTERFACES, NODES, ROUTERS, TCP_VIP, UDP_VIP, forward
 async def main() -> None:
     """Print ``ready`` and what was held at the start; then run until killed."""
     forwarder = Forwarder(
-        Xdp(interfaces=INTERFACES),
+        Xdp(interfaces=INTERFACES, limits=Limits(vips=int(sys.argv[2]))),
         Paths.model_validate_json(sys.argv[1]),
         clock=time.monotonic,
         routers=ROUTERS,

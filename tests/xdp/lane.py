@@ -177,10 +177,10 @@ class Lane:
         """Of a daemon in this process; use it inside ``lb.entered()``."""
         return Forwarder(self.xdp(**changes), self.paths, clock=time.monotonic, routers=ROUTERS)
 
-    def daemon(self) -> subprocess.Popen[str]:
-        """A daemon of its own that serves both VIPs and prints ``ready``."""
+    def daemon(self, *, vips: int = 4096) -> subprocess.Popen[str]:
+        """A daemon of its own that serves both VIPs and prints ``ready``; another limit moves the maps."""
         return subprocess.Popen(
-            self.lb.command(sys.executable, "-m", "tests.xdp.daemon", self.paths.model_dump_json()),
+            self.lb.command(sys.executable, "-m", "tests.xdp.daemon", self.paths.model_dump_json(), str(vips)),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             text=True,

@@ -108,6 +108,39 @@ async def answers(lane: Lane, count: int = 20) -> set[str]:
     return {await asyncio.to_thread(lane.ask) for _ in range(count)}
 
 
+class Stream:
+    """Datagrams to the UDP VIP with a window always full; what does not come back is lost."""
+
+    WINDOW = 32
+
+    def __init__(self, lane: Lane) -> None:
+        self.sent = self.received = 0
+        self._stopped = threading.Event()
+        self._client = lane.datagrams()
+        self._client.settimeout(1.0)
+        self._thread = threading.Thread(target=self._run)
+
+    def _run(self) -> None:
+        while not self._stopped.is_set() or self.received < self.sent:
+            while self.sent - self.received < self.WINDOW and not self._stopped.is_set():
+                self._client.send(self.sent.to_bytes(8, "big"))
+                self.sent += 1
+            try:
+                self._client.recv(16)
+                self.received += 1
+            except TimeoutError:
+                return  # nothing more comes back
+
+    def __enter__(self) -> "Stream":
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stopped.set()
+        self._thread.join()
+        self._client.close()
+
+
 def attachments(held: Held) -> set[tuple[str, Attach]]:
     return set(held.attached.items())
 
@@ -250,11 +283,11 @@ def ready(line: str) -> dict[str, str]:
 
 
 @contextmanager
-def ending(process: subprocess.Popen[str]) -> Iterator[None]:
+def ending(process: subprocess.Popen[str]) -> Iterator[subprocess.Popen[str]]:
     """Whatever happens, the process is killed at the end."""
     with process:
         try:
-            yield
+            yield process
         finally:
             process.kill()
 
@@ -287,6 +320,23 @@ def select_readable(fd: int) -> bool:
 def resident_kib(process: subprocess.Popen[str]) -> int:
     status = Path(f"/proc/{process.pid}/status").read_text()
     return int(status.split("VmRSS:")[1].split()[0])
+
+
+async def test_at_whatever_moment_a_starting_daemon_is_killed_nothing_is_lost(lane: Lane):
+    """Each one finds other limits than its predecessor, so it moves the maps and exchanges the program."""
+    for vips in (64, 128):
+        with ending(lane.daemon(vips=vips)) as first:
+            assert first.stdout is not None
+            assert ready(first.stdout.readline())
+    long_lived, _, _ = lane.connect()
+    with Stream(lane) as stream:
+        for turn in range(8):
+            with ending(lane.daemon(vips=(64, 128)[turn % 2])):
+                await asyncio.sleep(0.4 + 0.2 * turn)  # there is nothing to wait for: any moment will do
+    long_lived.sendall(b"still there?")
+    assert long_lived.recv(100) == b"still there?"
+    long_lived.close()
+    assert stream.received == stream.sent > 0
 
 
 async def test_a_daemon_maps_no_compiler_and_little_memory(lane: Lane):
@@ -323,6 +373,23 @@ async def test_the_next_daemon_takes_everything_over_as_it_is(lane: Lane):
         assert seen() == kernel_before
 
 
+async def test_an_interface_that_is_not_configured_any_more_is_let_go(lane: Lane):
+    async with serving(lane):
+        pass
+    async with running(lane, interfaces=("wan", "lan1")) as forwarder:
+        assert forwarder.observed().attached.keys() == {"wan", "lan1"}
+        assert "prog/xdp" not in lane.lb.run("ip", "-details", "link", "show", "dev", "lan2")
+
+
+async def test_an_interface_that_is_missing_at_the_start_is_attached_when_it_comes(lane: Lane):
+    lane.lb.ip("link delete lan1")
+    async with running(lane) as forwarder:
+        assert "there is no interface lan1" in forwarder.observed().obstacles["lan1"]
+        lane.connect_node(1)
+        await soon(lambda: forwarder.reachable == set(NODES))
+        assert attachments(forwarder.observed()) == {(name, Attach.NATIVE) for name in INTERFACES}
+
+
 async def test_right_after_a_start_nodes_are_as_reachable_as_the_kernel_has_them(lane: Lane):
     async with serving(lane):
         pass
@@ -340,39 +407,6 @@ async def test_a_node_that_died_while_no_daemon_looked_is_found_out(lane: Lane):
     async with running(lane) as forwarder:
         await soon(lambda: forwarder.reachable == {NODES[1]})
         assert "lan1 is down" in forwarder.obstacle(NODES[0])
-
-
-class Stream:
-    """Datagrams to the UDP VIP with a window always full; what does not come back is lost."""
-
-    WINDOW = 32
-
-    def __init__(self, lane: Lane) -> None:
-        self.sent = self.received = 0
-        self._stopped = threading.Event()
-        self._client = lane.datagrams()
-        self._client.settimeout(1.0)
-        self._thread = threading.Thread(target=self._run)
-
-    def _run(self) -> None:
-        while not self._stopped.is_set() or self.received < self.sent:
-            while self.sent - self.received < self.WINDOW and not self._stopped.is_set():
-                self._client.send(self.sent.to_bytes(8, "big"))
-                self.sent += 1
-            try:
-                self._client.recv(16)
-                self.received += 1
-            except TimeoutError:
-                return  # nothing more comes back
-
-    def __enter__(self) -> "Stream":
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stopped.set()
-        self._thread.join()
-        self._client.close()
 
 
 async def test_the_program_is_exchanged_a_hundred_times_without_a_lost_packet(lane: Lane):
