@@ -62,8 +62,11 @@ control-plane: ## find or build etcd, kube-apiserver and kube-proxy (once, cache
 	@sh tests/k8s/build.sh >/dev/null || [ $$? -eq 3 ]
 
 .PHONY: bench
-bench: setup ## measure the forwarder, BGP and the plan
-	$(PY) -m bench
+bench: setup ## measure the plan, the probes, BGP and the forwarder: the sections of docs/benchmarks.md
+	$(PY) -m bench.plan
+	$(PY) -m bench.probe
+	$(PY) -m bench.bgp
+	$(PY) -m bench.xdp.bench
 
 .venv-ansible/.locked: requirements-ansible.lock
 	@echo "setup: ansible-lint, in a virtual environment of its own" >&2
