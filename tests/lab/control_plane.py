@@ -12,6 +12,7 @@ from typing import Protocol
 import yaml
 
 from tests.k8s.controlplane import ADMIN_TOKEN, PROXY_TOKEN, ControlPlane
+from tests.lab.fetch import fetch
 from tests.lab.inventory import REPOSITORY, Inventory, Process
 from tests.lab.kube import Api, Refused
 from tests.lab.poll import LabError, wait_for
@@ -142,7 +143,7 @@ def _wait_healthy(inventory: Inventory, topology: Topology, node: NodeAddresses,
     place = topology.namespace(node.name)
     wait_for(
         f"node ports of {node.name} to be served",
-        lambda: place.run("curl", "--silent", "--fail", "--max-time", "2", HEALTH_URL),
+        lambda: fetch(place, HEALTH_URL).status == 200,
         limit_s=30,
         logs=[inventory.folder / log],
     )

@@ -4,15 +4,12 @@
 Not lbagent's client on purpose: what the lab reads back does not depend on the code that it examines.
 """
 
-import http.client
 import json
-import socket
-import ssl
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
+from tests.lab.fetch import fetch
 from tests.lab.netns import Namespace
 from tests.lab.poll import LabError
 
@@ -51,30 +48,15 @@ class Api:
         """One request. Raises Refused on an HTTP error, OSError when the API cannot be reached."""
         kind = f"application/{patch}-patch+json" if method == "PATCH" else "application/json"
         headers = {"Authorization": f"Bearer {self.token}", "Content-Type": kind, "Accept": "application/json"}
-        connection = self._connect()
-        try:
-            connection.request(method, path, json.dumps(body) if body is not None else None, headers)
-            response = connection.getresponse()
-            text = response.read().decode()
-        except http.client.HTTPException as error:
-            raise OSError(f"{method} {path}: {error!r}") from error
-        finally:
-            connection.close()
+        text = json.dumps(body) if body is not None else None
+        url = self.url + path
+        response = fetch(self.namespace, url, method=method, body=text, headers=headers, ca_file=self.ca_file)
         if response.status >= 400:
-            raise Refused(f"{method} {path}: {response.status} {text[:500]}", status=response.status)
-        answer: Object = json.loads(text) if text.startswith("{") else {"text": text}  # /readyz says ok
+            raise Refused(f"{method} {path}: {response.status} {response.text[:500]}", status=response.status)
+        if not response.text.startswith("{"):
+            return {"text": response.text}  # /readyz says ok
+        answer: Object = json.loads(response.text)
         return answer
-
-    def _connect(self) -> http.client.HTTPConnection:
-        target = urlsplit(self.url)
-        host, port = target.hostname or "", target.port or 80
-        connection = http.client.HTTPConnection(host, port, timeout=5)
-        with self.namespace.entered():
-            connection.sock = socket.create_connection((host, port), timeout=5)
-        if target.scheme == "https":
-            context = ssl.create_default_context(cafile=str(self.ca_file))
-            connection.sock = context.wrap_socket(connection.sock, server_hostname=host)
-        return connection
 
     def kubeconfig(self, token: str = "") -> Object:
         """As a file for lbagent and kube-proxy; JSON is YAML."""

@@ -17,6 +17,7 @@ from typing import Any
 import yaml
 
 from tests.lab.control_plane import Cluster
+from tests.lab.fetch import fetch
 from tests.lab.inventory import Inventory, Process, inhabitants
 from tests.lab.netns import Namespace, run
 from tests.lab.poll import Hopeless, LabError, wait_for
@@ -200,6 +201,6 @@ class LbHost:
 
     def metrics(self) -> dict[str, float]:
         """``name{labels}`` -> value, from /metrics."""
-        text = self.namespace.run("curl", "--silent", "--fail", "--max-time", "5", f"http://{HTTP}/metrics")
-        pairs = (line.rsplit(" ", 1) for line in text.splitlines() if line and not line.startswith("#"))
+        response = fetch(self.namespace, f"http://{HTTP}/metrics")
+        pairs = (line.rsplit(" ", 1) for line in response.text.splitlines() if line and not line.startswith("#"))
         return {name: float(value) for name, value in pairs}

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from tests.lab import nodeport
+from tests.lab.fetch import fetch
 from tests.lab.kube import Object, PodEndpoint, endpoint_slice, service
 from tests.lab.lab import Lab
 from tests.lab.poll import wait_for
@@ -88,10 +89,8 @@ def test_policy_local_shows_the_client_to_the_pod_and_its_node_says_so_on_its_he
 
     def health(address: str) -> tuple[int, int]:
         url = f"http://{address}:{health_port}/"
-        ask_it = ("curl", "-s", "-w", "\n%{http_code}", url)
-        text = wait_for("the health port", lambda: bare_lab.client.run(*ask_it), limit_s=5)
-        body, _, status = text.rpartition("\n")
-        return int(status), json.loads(body)["localEndpoints"]
+        response = wait_for("the health port", lambda: fetch(bare_lab.client, url), limit_s=5)
+        return response.status, json.loads(response.text)["localEndpoints"]
 
     assert health(with_pod) == (200, 1)
     assert health(without_pod) == (503, 0)
