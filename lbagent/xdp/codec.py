@@ -8,6 +8,7 @@ import ipaddress
 import struct
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 
 from lbagent.model.service import Protocol, ServiceKey
 from lbagent.model.vip import RING_SLOTS, BackendState, Forward, Mode, Ring, Vip
@@ -24,6 +25,7 @@ HINTS = 32768
 HINT_VIP = 0x8000
 PATH_SECOND, PATH_USABLE = 0x1, 0x2
 NAT_WAYS = 4
+_REMEMBERED = 1 << 16  # all VIPs there can be: they are read back in every pass, and seldom change
 NAT_STATES = 16
 
 _MODE = {Mode.NAT: 1, Mode.DSR_L2: 2, Mode.DSR_IPIP: 3}
@@ -67,6 +69,7 @@ def hint_index(address: str) -> int:
     return (folded * 0x9E3779B1 & 0xFFFFFFFF) >> 17
 
 
+@lru_cache(_REMEMBERED)
 def vip_hash(vip: Vip) -> int:
     """Under which hash lb_index knows a Vip."""
     return index_hash(vip.address, vip.port, _PROTOCOL[vip.protocol])
@@ -107,6 +110,7 @@ class VipRecord:
         )
 
 
+@lru_cache(_REMEMBERED)
 def vip_record(packed: bytes) -> VipRecord | None:
     """None: not a record we could have written."""
     target, salt, address, port, protocol, family, affinity, limit = VIP.unpack(packed)
