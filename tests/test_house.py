@@ -21,9 +21,12 @@ CHECKOUT = Path(__file__).resolve().parent.parent
 LINES = 700
 REFERENCE = CHECKOUT / "docs/reference"
 
-WITHOUT_TEST_FILE: dict[str, str] = {
-    "lbagent/errors.py": "a tree of names; every room's tests raise its leaves",
+TESTED_BY: dict[str, str] = {
+    "lbagent/agent/targets.py": "tests/agent/test_loop.py",  # protocols; its fakes fulfil them
+    "lbagent/xdp/codec.py": "tests/ebpf/test_model.py",
 }
+"""Modules whose tests are in a file of another name."""
+
 SOURCES = {".py", ".c", ".h", ".sh", ".service", ".conf", ".yml", ".yaml", ".j2", ".toml"}
 WITHOUT_SPDX = re.compile(
     r"""
@@ -67,15 +70,15 @@ def test_every_module_has_the_test_file_of_its_name() -> None:
         if module.parts[0] != "lbagent" or module.suffix != ".py" or module.name == "__init__.py":
             continue
         test = Path("tests", *module.parts[1:-1], f"test_{module.name}")
-        if not (CHECKOUT / test).exists() and name not in WITHOUT_TEST_FILE:
+        if not (CHECKOUT / TESTED_BY.get(name, test)).exists():
             missing.append(f"{name} (wants {test})")
     assert not missing, "\n".join(missing)
 
 
-def test_an_excuse_is_only_for_a_module_that_exists_and_has_no_test() -> None:
-    for name in WITHOUT_TEST_FILE:
+def test_an_excuse_is_only_for_a_module_without_the_file_of_its_name() -> None:
+    for name in TESTED_BY:
         assert (CHECKOUT / name).exists()
-        assert not (CHECKOUT / "tests" / f"test_{Path(name).name}").exists()
+        assert not (CHECKOUT / "tests" / Path(*Path(name).parts[1:-1]) / f"test_{Path(name).name}").exists(), name
 
 
 def test_every_source_says_its_licence_at_the_top() -> None:

@@ -34,7 +34,7 @@ LEARN_S = 2.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pass:
-    """One completed pass, as the control socket and the metrics show it."""
+    """One completed pass; ``kernel`` and ``observed`` are as the Steps left them."""
 
     number: int
     snapshot: Snapshot
@@ -129,13 +129,16 @@ class Loop:
         self._writer.perform(todo, proven=observed.proven)
         self._writer.forget(snapshot.services)
         self._measure(kernel, todo)
+        if any(_vips(step) for step in todo):
+            kernel = self._kernel.observed()
+            self._world.unproven = unproven(kernel, self._interfaces)
         took_s = self._world.clocks.monotonic() - started
         self._number += 1
         self.last = Pass(
             number=self._number,
             snapshot=snapshot,
             desired=desired,
-            observed=observed,
+            observed=observe(kernel, self._speaker.observed(), self._world.unproven),
             steps=todo,
             kernel=kernel,
             attached=kernel.attached,
