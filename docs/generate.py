@@ -1,35 +1,44 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Writes the reference pages that are made from code; ``--check`` only says which are stale.
+"""Writes the reference pages and man pages that are made from code; ``--check`` only says which are stale.
 
 python docs/generate.py [--check]
 """
 
 import argparse
-import json
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any
 
 CHECKOUT = Path(__file__).resolve().parent.parent
 if str(CHECKOUT) not in sys.path:
     sys.path.insert(0, str(CHECKOUT))
 
+import man  # noqa: E402
+import outline  # noqa: E402
+
 from lbagent import metrics  # noqa: E402
-from lbagent.config import Config  # noqa: E402
-from lbagent.model.reason import Reason  # noqa: E402
+from lbagent.cli import ctl, daemon  # noqa: E402
+from lbagent.kube import event, publish  # noqa: E402
+from lbagent.model.reason import Judgement, Reason  # noqa: E402
+from lbagent.model.service import Service, ServiceKey  # noqa: E402
 from lbagent.plan import health  # noqa: E402
+from lbagent.plan.report import is_reported  # noqa: E402
 from lbagent.xdp.verdict import Verdict  # noqa: E402
 
-REFERENCE = CHECKOUT / "docs" / "reference"
+DOCS = CHECKOUT / "docs"
 NOTICE = "<!-- Made by docs/generate.py from the code. Change it there and run `make docs`. -->"
 
-Schema = dict[str, Any]
+
+def _table(heads: Iterable[str], rows: Iterable[Iterable[str]]) -> list[str]:
+    """A Markdown table."""
+    heads = list(heads)
+    lines = [" | ".join(heads), "|".join("---" for _ in heads)]
+    lines += [" | ".join(cell.replace("|", "\\|") for cell in row) for row in rows]
+    return [f"|{line}|" if line.startswith("---") else f"| {line} |" for line in lines]
 
 
 def config_page() -> str:
-    """Every key of the configuration file, section by section, from the pydantic models."""
-    schema = Config.model_json_schema()
+    """Every key of the configuration file, section by section."""
     lines = [
         "# Configuration",
         "",
@@ -37,69 +46,117 @@ def config_page() -> str:
         "mistake with its line. [lbagent.yaml](lbagent.yaml) is an example that uses most keys.",
         "Times are seconds.",
     ]
-    for path, section in _sections("", schema, schema["$defs"]):
-        if path:
-            lines += ["", f"## `{path}`", "", section["description"]]
-        lines += ["", "| key | type | default | meaning |", "|---|---|---|---|"]
-        required = section.get("required", ())
-        for name, key in section["properties"].items():
-            default = "**required**" if name in required else _default(key)
-            lines.append(f"| `{name}` | {_type(key, schema['$defs'])} | {default} | {_meaning(key, schema['$defs'])} |")
+    for section in outline.sections():
+        if section.path:
+            lines += ["", f"## `{section.path}`", "", section.meaning]
+        rows = [(f"`{k.name}`", k.type, k.default or "**required**", k.meaning) for k in section.keys]
+        lines += ["", *_table(("key", "type", "default", "meaning"), rows)]
     return "\n".join(lines) + "\n"
 
 
-def _sections(path: str, section: Schema, defs: Schema) -> Iterator[tuple[str, Schema]]:
-    """The section and, depth first, those below it, each with its path in the file."""
-    yield path, section
-    for name, key in section["properties"].items():
-        below = f"{path}.{name}" if path else name
-        if (inner := _object(key, defs)) is not None:
-            yield from _sections(below, inner, defs)
-        elif key.get("type") == "array" and (inner := _object(key["items"], defs)) is not None:
-            yield from _sections(f"{below}[]", inner, defs)
+NOUNS: Mapping[str, str] = {
+    "services": "Services of type LoadBalancer with their addresses, mode and Reason",
+    "vips": "address, port and protocol: wanted, held by the kernel, proven by a test packet",
+    "backends": "nodes by ring: weight, state, share of the ring, next hop found or not",
+    "rings": "consistent-hash rings: backends, how many are active, how many VIPs use them",
+    "routes": "prefixes: wanted, told to ExaBGP, and the VIPs an announcement still waits for",
+    "peers": "BGP sessions, routes sent and acknowledged, the last error",
+    "pools": "pools: size and use",
+    "drops": "packets dropped by this host since its maps were made, by verdict",
+    "config": "the configuration in force, with all defaults; as YAML",
+    "events": "the last 1,000 changes this agent made, newest first",
+}
+"""What ``lbctl show`` shows; a noun without a word here is an error."""
+
+EXIT_CODES = (
+    ("0", "fine"),
+    ("1", "failed: the daemon refused, a check found something"),
+    ("2", "the command line is wrong"),
+    ("3", "`lbctl status`: the host is degraded; the screen says why"),
+    ("4", "`lbctl`: the daemon cannot be reached"),
+)
 
 
-def _object(key: Schema, defs: Schema) -> Schema | None:
-    target = defs[key["$ref"].rpartition("/")[2]] if "$ref" in key else key
-    return target if "properties" in target else None
+def cli_page() -> str:
+    """Every command with its options, from click's tree."""
+    lines = [
+        "# Commands",
+        "",
+        "`lbagent` is the daemon and what needs no daemon. `lbctl` asks the running daemon through its UNIX",
+        "socket: members of the group `lbagent` may look; `drain`, `undrain` and `reload` are for root.",
+        "Commands and nouns may be shortened to any unique prefix in `lbctl` (`lbctl sh ro`). Options of",
+        "`lbctl` itself (`-o`, `-w`, `--socket`) stand before the command. The environment variable",
+        "`LBAGENT_SOCKET` names another socket. Every command also takes `--help`; both programs `--version`.",
+        "",
+        *_table(("exit code", "means"), EXIT_CODES),
+        "",
+        "## What `lbctl show` shows",
+        "",
+        *_table(("noun", "rows"), [(f"`{noun}`", NOUNS[noun]) for noun in ctl.NOUNS]),
+    ]
+    for name, root in (("lbagent", daemon.main), ("lbctl", ctl.main)):
+        for command in outline.commands(name, root):
+            lines += ["", f"## {command.name}", "", "```text", command.usage, "```", "", command.meaning]
+            if command.options:
+                lines += ["", *_table(("option", "meaning"), [(f"`{w}`", m or "-") for w, m in command.options])]
+    return "\n".join(lines) + "\n"
 
 
-def _type(key: Schema, defs: Schema) -> str:
-    if "anyOf" in key:
-        return " or ".join(_type(k, defs) for k in key["anyOf"] if k.get("type") != "null")
-    if "$ref" in key:
-        target = defs[key["$ref"].rpartition("/")[2]]
-        return "section" if "properties" in target else " or ".join(f"`{word}`" for word in target["enum"])
-    match key["type"]:
-        case "array":
-            items = _type(key["items"], defs)
-            return "list of " + ("sections" if items == "section" else items)
-        case "object":
-            return f"map of {_type(key['additionalProperties'], defs)}"
-        case "string" if key.get("format") == "path":
-            return "path"
-        case kind:
-            return str(kind) + _bounds(key)
+def _told(reason: Reason) -> tuple[str, str] | None:
+    """The Event of a Reason; None when the plan never asks for one, or it has no word."""
+    service = Service(key=ServiceKey("default", "web"))
+    return None if is_reported(service, Judgement(reason=reason)) else event.word(reason)
 
 
-def _bounds(key: Schema) -> str:
-    words = {"minimum": "≥", "exclusiveMinimum": ">", "maximum": "≤", "exclusiveMaximum": "<"}
-    bounds = [f"{sign} {key[word]:.10g}" for word, sign in words.items() if word in key]
-    return f" {', '.join(bounds)}" if bounds else ""
-
-
-def _default(key: Schema) -> str:
-    value = key.get("default")
-    if value is None or value == "" or isinstance(value, dict) or value == []:
-        return "-"
-    return f"`{json.dumps(value)}`" if not isinstance(value, str) else f"`{value}`"
-
-
-def _meaning(key: Schema, defs: Schema) -> str:
-    text = key.get("description", "")
-    if not text and (inner := _object(key, defs)) is not None:
-        text = inner["description"]
-    return text.replace("|", "\\|")
+def events_page() -> str:
+    """Every Event and condition that lbagent puts on a Service."""
+    reasons_by_word: dict[tuple[str, str], list[Reason]] = {}
+    for reason in Reason:
+        if (word := _told(reason)) is not None:
+            reasons_by_word.setdefault(word, []).append(reason)
+    done = {
+        event.ALLOCATED: "addresses were written into the status",
+        event.RELEASED: "addresses were taken out of the status",
+    }
+    rows = [(f"`{word}`", kind, said) for (kind, word), said in done.items()]
+    rows += [
+        (f"`{word}`", kind, ", ".join(f"`{reason.value}`" for reason in reasons))
+        for (kind, word), reasons in reasons_by_word.items()
+    ]
+    silent = ", ".join(f"`{reason.value}`" for reason in Reason if _told(reason) is None)
+    every_host = ", ".join(f"`{reason.value}`" for reason in Reason if reason in event.OF_THIS_HOST)
+    lines = [
+        "# Events and conditions",
+        "",
+        "What `kubectl describe service` shows. An Event's message is the sentence of the",
+        "[Reason](reasons.md), what it is about, and what to do. Its source names the LB host.",
+        "",
+        *_table(("Event", "type", "said when the Reason is"), rows),
+        "",
+        f"Without an Event: {silent}.",
+        "",
+        f"Every LB host speaks for itself about {every_host}.",
+        "About all else only the holder of the lease speaks.",
+        f"The same Event is sent at most every {event.HUSH_S:g} s; its count rises meanwhile.",
+        "",
+        "## Conditions",
+        "",
+        *_table(
+            ("condition in `status.conditions`", "is"),
+            [
+                (f"`{publish.SATISFIED}`", "`True` when the Reason is `satisfied`; its reason is the Reason's word"),
+                (
+                    f"`{publish.PORTS_ERROR}`",
+                    "`True` when some port cannot be forwarded; `ingress[].ports[].error` says which",
+                ),
+            ],
+        ),
+        "",
+        "The lease holder writes both. A Service that is ours also carries the finalizer",
+        f"`{publish.CLEANUP_FINALIZER}` from its first address until its routes are gone",
+        "(`kubernetes.finalizer`).",
+    ]
+    return "\n".join(lines) + "\n"
 
 
 def metrics_page() -> str:
@@ -138,8 +195,15 @@ def verdicts_page() -> str:
     return "\n".join(lines) + "\n"
 
 
+def _noticed(make: Callable[[], str]) -> str:
+    title, _, rest = make().partition("\n")
+    return f"{title}\n\n{NOTICE}\n{rest}"
+
+
 PAGES: dict[str, Callable[[], str]] = {
+    "cli.md": cli_page,
     "config.md": config_page,
+    "events.md": events_page,
     "health.md": health.reference,
     "metrics.md": metrics_page,
     "reasons.md": reasons_page,
@@ -147,27 +211,24 @@ PAGES: dict[str, Callable[[], str]] = {
 }
 
 
-def page(name: str) -> str:
-    """The whole text of a generated page."""
-    title, _, rest = PAGES[name]().partition("\n")
-    return f"{title}\n\n{NOTICE}\n{rest}"
-
-
-def stale() -> list[str]:
-    """Names of pages that differ from what would be written."""
-    return [n for n in PAGES if not (REFERENCE / n).exists() or (REFERENCE / n).read_text() != page(n)]
+def written() -> dict[Path, str]:
+    """The whole text of every generated file."""
+    texts = {DOCS / "reference" / name: _noticed(make) for name, make in PAGES.items()}
+    return texts | {DOCS / "man" / name: text for name, text in man.pages(NOUNS, EXIT_CODES).items()}
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--check", action="store_true", help="write nothing, fail when a page is stale")
-    if parser.parse_args().check:
-        for name in stale():
-            print(f"docs/reference/{name} is stale: make docs")
-        return bool(stale())
-    for name in PAGES:
-        (REFERENCE / name).write_text(page(name))
-    return 0
+    check = parser.parse_args().check
+    stale = {path: text for path, text in written().items() if not path.exists() or path.read_text() != text}
+    for path, text in stale.items():
+        if check:
+            print(f"{path.relative_to(CHECKOUT)} is stale: make docs")
+        else:
+            path.parent.mkdir(exist_ok=True)
+            path.write_text(text)
+    return bool(stale and check)
 
 
 if __name__ == "__main__":
