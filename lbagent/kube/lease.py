@@ -181,7 +181,7 @@ class Lease:
         body = self._body(self.identity, transitions=transitions, version=old.version if old else "")
         method, path = ("POST", self._path) if old is None else ("PUT", f"{self._path}/{self._config.name}")
         try:
-            answer = await self._client.send(method, path, body, timeout_s=self._config.duration_s / 6)
+            answer = await self._client.send(method, path, body, timeout_s=self._config.duration_s / 4)
         except KubeRejected as error:
             if error.status != 409:
                 raise

@@ -271,7 +271,7 @@ class Publisher:
 
 
 def _reached(version: str, wanted: str) -> bool:
-    """ResourceVersions are numbers that grow (promised since 1.35, true before); if not, equality must do."""
+    """ResourceVersions are numbers that grow (KEP-5504, stable in 1.35; true before); if not, equality must do."""
     return int(version) >= int(wanted) if version.isdigit() and wanted.isdigit() else version == wanted
 
 
