@@ -6,6 +6,7 @@ the configuration again; a broken one is refused and the last good one stays.
 """
 
 import asyncio
+import math
 import random
 import signal
 import time
@@ -76,6 +77,7 @@ class Agent:
             stored=_stored(settings.paths.state / SNAPSHOT_FILE),
         )
         self._world.health = prober.pulses
+        self._world.withdraw_after_s = _withdraw_after_s(settings.kubernetes)
         self._drain = Drain(settings.paths.state / DRAIN_FILE, settings.bgp.drain, now=clocks.monotonic())
         self._take_phase()
         self._journal = Journal()
@@ -275,6 +277,12 @@ class Agent:
         _log.info("configuration read", changed=",".join(change.sections) or "nothing")
         self.wake()
         return change
+
+
+def _withdraw_after_s(settings: config.Kubernetes) -> float:
+    """Age of the API's last word after which this host withdraws; never, unless the file says so."""
+    withdraws = settings.stale_after_s > 0 and settings.stale_action is config.StaleAction.WITHDRAW
+    return settings.stale_after_s if withdraws else math.inf
 
 
 def _stored(path: Path) -> Any:

@@ -5,6 +5,7 @@ Everything a decision rests on is gathered here and frozen once per pass. While 
 yet been listed, the stored Snapshot of an earlier life stands in for it (fail static).
 """
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
@@ -47,6 +48,7 @@ class World:
         self.draining = False
         self.softening: PathPolicy | None = None
         self.health: Mapping[ProbeTarget, Pulse] = {}
+        self.withdraw_after_s = math.inf
         self.unproven: Mapping[Vip, str] = {}
         self.pending: dict[ServiceKey, Assignment] = {}
         self._cluster = cluster
@@ -98,6 +100,7 @@ class World:
             known,
             host=self.host,
             draining=self.draining,
+            stale=self._cluster.age_s > self.withdraw_after_s,
             softening=self.softening,
             health=dict(self.health),
             leaving={name: until for name, (until, _) in self._leaving.items()},

@@ -89,6 +89,11 @@ class Reason(StrEnum):
         "every node that could serve it is down",
         "check the node port from this host: lbctl explain",
     )
+    HOST_STALE = (
+        "host_stale",
+        "this host has not heard from the API server for too long and announces nothing",
+        "mend the way to the API server; kubernetes.stale_after_s and stale_action decide",
+    )
     HOST_DRAINING = ("host_draining", "this host is being drained and announces nothing", "lbctl undrain")
     NOT_FORWARDING = (
         "not_forwarding",

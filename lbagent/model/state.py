@@ -75,6 +75,7 @@ class Snapshot:
     listed: bool = False
     is_leader: bool = False
     draining: bool = False  # this host announces nothing
+    stale: bool = False  # the cluster's facts are too old to go on announcing (kubernetes.stale_action)
     softening: PathPolicy | None = None  # this host is about to leave: laid over every route
     settings: Settings = field(default_factory=Settings)
     services: Mapping[ServiceKey, Service] = field(default_factory=dict)

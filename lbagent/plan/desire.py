@@ -99,7 +99,7 @@ class Memory:
     def answer(self, snapshot: Snapshot) -> Desired:
         """The plan, with what only this host and this moment add."""
         routes = dict(self._routes)
-        if snapshot.draining:
+        if snapshot.draining or snapshot.stale:
             routes = {}
         elif snapshot.softening:
             routes = {replace(r, policy=r.policy.softened(snapshot.softening)): vips for r, vips in routes.items()}
@@ -321,8 +321,8 @@ def _of_this_host(
     routes: Mapping[Route, frozenset[Vip]],
 ) -> dict[ServiceKey, Judgement]:
     """What this host has to say about otherwise satisfied Services."""
-    if snapshot.draining:
-        reason = Judgement(reason=Reason.HOST_DRAINING)
+    if snapshot.draining or snapshot.stale:
+        reason = Judgement(reason=Reason.HOST_DRAINING if snapshot.draining else Reason.HOST_STALE)
         return {key: reason for key, judgement in judgements.items() if judgement.reason is Reason.SATISFIED}
     said: dict[ServiceKey, Judgement] = {}
     needed: frozenset[Vip] = frozenset().union(*routes.values()) if snapshot.unproven else frozenset()

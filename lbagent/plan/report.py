@@ -20,6 +20,7 @@ _SILENT = frozenset(
         Reason.DELETING,
         Reason.PENDING_ASSIGNMENT,  # the Assign beside it says more
         Reason.HOST_DRAINING,  # the operator's own doing
+        Reason.HOST_STALE,  # nobody would hear it
     }
 )
 

@@ -184,3 +184,21 @@ async def test_a_released_address_rests_before_it_is_given_again(cluster: FakeCl
     assert machine.world.snapshot().reservations[address].service == WEB
     machine.now += 61
     assert machine.world.snapshot().reservations == {}
+
+
+async def test_a_host_that_has_heard_nothing_for_long_keeps_announcing_unless_told_otherwise(
+    cluster: FakeCluster,
+) -> None:
+    machine = Machine(cluster)
+    await machine.settle()
+    cluster.age_s = 86_400.0
+    await machine.settle()
+    assert len(machine.speaker.state.routes) == 1
+    machine.world.withdraw_after_s = 300.0
+    last = await machine.settle()
+    assert machine.speaker.state.routes == frozenset()
+    assert len(machine.kernel.forwards) == 1
+    assert last.desired.judgements[WEB].reason is Reason.HOST_STALE
+    cluster.age_s = 1.0
+    await machine.settle()
+    assert len(machine.speaker.state.routes) == 1
