@@ -285,7 +285,8 @@ class Watch(Generic[Value]):
         try:
             key = parse.name_of(obj)
             assert isinstance(obj, dict)
-            found[key] = self.kind.read(obj)
+            value, old = self.kind.read(obj), self.objects.get(key)
+            found[key] = old if old is not None and old == value else value  # readers compare by identity first
             self.problems.pop(key, None)
         except Unreadable as error:
             self._complain(key, error)

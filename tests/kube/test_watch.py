@@ -253,12 +253,14 @@ async def test_listing_again_leaves_the_watch_at_once_and_keeps_what_is_known(
 ) -> None:
     make(server)
     async with followed.running():
+        known = followed.watch.objects[WEB]
         asked = clocks.monotonic()
         assert followed.watch.listed_at < asked
         followed.watch.list_again()
         followed.watch.list_again()
         assert followed.watch.listed is True
         await eventually(lambda: followed.watch.listed_at >= asked)
+        assert followed.watch.objects[WEB] is known  # unchanged: the very same
         make(server, "b")
         await eventually(lambda: followed.names == {"web", "b"})
 
