@@ -120,6 +120,7 @@ class Port:
     device: str
 
     def up(self, *addresses: str) -> None:
+        """``addresses`` as ``ip address add`` takes them, options included."""
         self.namespace.ip(
             *(f"address add {address} dev {self.device}" for address in addresses), f"link set {self.device} up"
         )

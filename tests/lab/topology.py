@@ -12,6 +12,7 @@ Every LB host has ``eth0`` to the ToR and ``eth1`` to the nodes' segment. The no
 ToR, as in a real rack, so that replies which bypass the LB host (dsr) find their way.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -196,7 +197,7 @@ class Topology:
         )
 
     def _plug_into_segment(
-        self, namespace: Namespace, interface: Interface, *, port: str, addresses: tuple[str, ...] = ()
+        self, namespace: Namespace, interface: Interface, *, port: str, addresses: Iterable[str] = ()
     ) -> Port:
         """Cable a machine to the switch; ``port`` is the name of the switch's end."""
         machine = Port(namespace, interface.device)
@@ -260,7 +261,10 @@ class Topology:
         cable(uplink, tor, mtu=self.mtu)
         tor.up(*lb.tor.addresses)
         uplink.up(*lb.uplink.addresses)
-        self._plug_into_segment(namespace, lb.inside, port=lb.name, addresses=lb.snat.addresses)
+        # Deprecated, so that the host itself never speaks from an address that is for translation alone.
+        self._plug_into_segment(
+            namespace, lb.inside, port=lb.name, addresses=[f"{one} preferred_lft 0" for one in lb.snat.addresses]
+        )
         namespace.ip(f"route add default via {lb.tor.ip4}", f"route add ::/0 via {lb.tor.ip6}")
         return namespace
 
