@@ -116,6 +116,7 @@ class Ledger:
         self._by_sharing_key: dict[str, list[Held]] = {}
         self._cursors: dict[tuple[str, int], Cursor] = {}
         self._blocked = {family: _Union(self._taken[family], self._cooling[family]) for family in (4, 6)}
+        lingering: list[tuple[str, ServiceKey]] = []
         for key, one in facts.items():
             if one.foreign:
                 self._block(one)
@@ -123,10 +124,11 @@ class Ledger:
             holding = giving_way.get(key, one.claim) if giving_way else one.claim
             for item in holding.held:
                 self.take(one, item)
-            for address in holding.surplus:
-                self._cool(address, key)  # still written in the status: nobody's yet
-            for address, _ in holding.lost:
-                self._cool(address, key)
+            if holding.surplus or holding.lost:
+                lingering += [(address, key) for address in (*holding.surplus, *(a for a, _ in holding.lost))]
+        for address, key in lingering:
+            if address not in self._holders:
+                self._cool(address, key)  # still written in a status: nobody's yet
         self._expect(snapshot.pending)
         self._reserve(snapshot.reservations, snapshot.wall)
 
@@ -164,6 +166,7 @@ class Ledger:
         """Note that a Service has an address."""
         self._holders.setdefault(item.address, []).append(one.key)
         self._taken[item.family].add(item.value)
+        self._cooling[item.family].pop(item.value, None)
         self._addresses_by_namespace.setdefault(one.key.namespace, set()).add(item.address)
         if one.wish.sharing_key and not one.service.deleting:
             self._by_sharing_key.setdefault(one.wish.sharing_key, []).append(item)
