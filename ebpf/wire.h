@@ -54,7 +54,7 @@ typedef __u32 __attribute__((may_alias)) lb_word;
  */
 LB_INLINE __u64 lb_forget(__u64 x, __u64 unknown, const __u64 mask)
 {
-#ifdef __KERNEL__
+#if defined(__KERNEL__) || defined(__bpf__)
 	asm volatile("%0 ^= %1\n\t%0 ^= %1" : "+r"(x) : "r"(unknown));
 #endif
 	return x & mask;
@@ -63,7 +63,7 @@ LB_INLINE __u64 lb_forget(__u64 x, __u64 unknown, const __u64 mask)
 /* A packet pointer that the compiler must not compute a second time: the verifier would take the
  * second one for another pointer, whose bounds nobody has checked.
  */
-#ifdef __KERNEL__
+#if defined(__KERNEL__) || defined(__bpf__)
 #define LB_KEEP(pointer) asm volatile("" : "+r"(pointer))
 #else
 #define LB_KEEP(pointer)
