@@ -189,9 +189,9 @@ class Memory:
         eligibility = Eligibility(snapshot.nodes, snapshot.unreachable, leaving, snapshot.settings.panic_keep)
         before = self._choice
         if before.eligibility != eligibility:
-            self._choice = Choice(eligibility, snapshot.health)
+            self._choice = Choice(eligibility, snapshot.health, proxy_port=snapshot.settings.proxy_port)
             return set(self._facts)
-        self._choice = Choice(before.eligibility, snapshot.health)
+        self._choice = Choice(before.eligibility, snapshot.health, proxy_port=snapshot.settings.proxy_port)
         if self._choice.readings == before.readings:
             return set()
         return {

@@ -18,8 +18,8 @@ from lbagent.plan.ring import fingerprint
 
 EXCLUDE_LABEL = "node.kubernetes.io/exclude-from-external-load-balancers"
 DRAIN_TAINT = "ToBeDeletedByClusterAutoscaler"
-PROXY_PORT = 10256
 SELECTIONS_KEPT = 20_000
+PROBE, NO_PROBE = "lbagent.io/probe", "none"
 _FALSE_WORDS = frozenset({"0", "f", "F", "false", "FALSE", "False"})  # Go's strconv.ParseBool
 
 
@@ -219,17 +219,20 @@ class Eligibility:
 class Choice:
     """Chooses backends. Thousands of Services ask the same question, so they get the very same Selection."""
 
-    def __init__(self, eligibility: Eligibility, health: Mapping[ProbeTarget, Pulse]) -> None:
+    def __init__(
+        self, eligibility: Eligibility, health: Mapping[ProbeTarget, Pulse], *, proxy_port: int = 10256
+    ) -> None:
         self.eligibility = eligibility
+        self._proxy_port = proxy_port
         self.readings = readings_by_probe(health)
 
     def probes(self, service: Service, *, protocol: Protocol, node_port: int) -> Probes:
         """What bears on one port of a Service; empty when nothing is probed."""
-        if not self.readings:
+        if not self.readings or service.annotations.get(PROBE) == NO_PROBE:
             return ()
         found = [
             self.readings.get(("tcp", node_port), NO_READINGS) if protocol is Protocol.TCP else NO_READINGS,
-            self.readings.get(("proxy", PROXY_PORT), NO_READINGS),
+            self.readings.get(("proxy", self._proxy_port), NO_READINGS),
         ]
         if service.external_traffic_policy is TrafficPolicy.LOCAL and service.health_check_node_port:
             found.append(self.readings.get(("local", service.health_check_node_port), NO_READINGS))

@@ -136,6 +136,13 @@ def test_a_host_that_drains_announces_nothing_and_forwards_on() -> None:
     assert judgement(desired).reason is Reason.HOST_DRAINING
 
 
+def test_a_host_whose_facts_are_stale_and_who_shall_withdraw_then_announces_nothing() -> None:
+    desired = desire(make_snapshot([WEB], stale=True))
+    assert desired.routes == {}
+    assert make_vip() in desired.forwards
+    assert judgement(desired).reason is Reason.HOST_STALE
+
+
 # --- judgements -----------------------------------------------------------------------------------
 
 

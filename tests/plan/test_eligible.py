@@ -10,7 +10,6 @@ from lbagent.model.state import ProbeTarget, Pulse
 from lbagent.plan.eligible import (
     DRAIN_TAINT,
     EXCLUDE_LABEL,
-    PROXY_PORT,
     Choice,
     Eligibility,
     Selection,
@@ -227,10 +226,16 @@ def test_a_tcp_probe_says_nothing_of_udp() -> None:
 
 
 def test_kube_proxys_503_drains_a_node_for_both_policies() -> None:
-    health = probed("proxy", PROXY_PORT, up=False, closing=True)
+    health = probed("proxy", 10_256, up=False, closing=True)
     for service in (make_service(), LOCAL):
         ends = [make_endpoint("node1"), make_endpoint("node2")]
         assert backends(choose(NODES[:2], ends, service=service, health=health))["node2"] == (1, "draining")
+
+
+def test_a_service_that_wants_no_probes_is_judged_without_them() -> None:
+    service = make_service(annotations={"lbagent.io/probe": "none"})
+    selection = choose(NODES[:2], [make_endpoint()], service=service, health=probed("tcp", PORT, up=False))
+    assert backends(selection)["node2"] == (1, "active")
 
 
 def test_the_health_check_node_port_counts_for_local_only() -> None:
