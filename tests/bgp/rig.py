@@ -114,12 +114,12 @@ async def speaking(rig: Rig) -> AsyncIterator[Speaker]:
 async def until(
     what: str, look: Callable[[], Any], expected: Any = True, *, limit_s: float = 15, log: Path | None = None
 ) -> Any:
-    """Look (in a thread: routers are asked by subprocess) until it is as expected."""
+    """Look until it is as expected. In the loop's own thread: a Speaker belongs to one."""
     seen: Any = None
     with suppress(TimeoutError):
         async with asyncio.timeout(limit_s):
             while True:
-                seen = await asyncio.to_thread(look)
+                seen = look()
                 if seen == expected:
                     return seen
                 await asyncio.sleep(0.05)

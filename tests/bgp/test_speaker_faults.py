@@ -13,7 +13,6 @@ from functools import partial
 import pytest
 
 from lbagent.bgp import launch
-from lbagent.errors import BgpError
 from lbagent.model.route import PathPolicy, Route
 from tests.bgp.rig import FRR, Rig, is_synced, received, speaking, until
 from tests.lab.frr import Frr
@@ -222,15 +221,6 @@ async def test_a_reload_with_one_peer_more_and_one_peer_less_touches_no_other(ma
                 await until("synced", is_synced(speaker), limit_s=20)
             assert received(frr) == before
             assert speaker.observed().peers["tor"].flaps == 0
-
-
-async def test_a_configuration_that_exabgp_refuses_replaces_nothing(rig: Rig) -> None:
-    before = (rig.paths.run / "exabgp.conf").read_text()
-    broken = rig.bgp.model_copy(update={"router_id": "nonsense"})
-    with pytest.raises(BgpError, match="refuses its configuration"):
-        launch.install(broken, rig.paths, rig.paths.run)
-    assert (rig.paths.run / "exabgp.conf").read_text() == before
-    assert not [path for path in rig.paths.run.iterdir() if path.name.startswith(".exabgp")]
 
 
 async def test_systemd_is_told_when_exabgp_answers_and_not_when_it_is_stuck(
