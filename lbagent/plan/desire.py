@@ -21,7 +21,7 @@ from lbagent.model.state import Desired, Settings, Snapshot
 from lbagent.model.vip import Backend, Forward, Vip
 from lbagent.plan import request as requests
 from lbagent.plan.assign import Verdict, adopt, allocate
-from lbagent.plan.eligible import Choice, Eligibility, Probes, Usable, usable
+from lbagent.plan.eligible import Choice, Eligibility, Probes, Selection, Usable, usable
 from lbagent.plan.facts import Facts, Holding, assignment, establish, mode_of
 from lbagent.plan.report import is_reported, is_written
 from lbagent.plan.ring import Rings
@@ -118,6 +118,14 @@ class Memory:
             unwritten=frozenset(self._unwritten) if snapshot.is_leader else frozenset(),
             unreported=frozenset(unreported),
         )
+
+    def facts(self, key: ServiceKey) -> Facts | None:
+        """What follows from the Service alone."""
+        return self._facts.get(key)
+
+    def selections(self, key: ServiceKey) -> Mapping[Vip, Selection]:
+        """Who was chosen for each Vip of a Service, and why."""
+        return self._served.get(key, NOT_SERVED).selection_by_vip
 
     # --- what differs ---------------------------------------------------------------------------
 

@@ -21,6 +21,7 @@ class Served:
     forwards: Mapping[Vip, Forward] = field(default_factory=dict)
     backends_by_ring: Mapping[str, tuple[Backend, ...]] = field(default_factory=dict)
     vips_by_route: Mapping[Route, frozenset[Vip]] = field(default_factory=dict)
+    selection_by_vip: Mapping[Vip, Selection] = field(default_factory=dict)
     obstacle: Judgement | None = None
 
 
@@ -35,6 +36,7 @@ def serve(
     forwards: dict[Vip, Forward] = {}
     rings: dict[str, tuple[Backend, ...]] = {}
     routes: dict[Route, frozenset[Vip]] = {}
+    selections: dict[Vip, Selection] = {}
     obstacle: Judgement | None = None
     for item in held:
         waits = _waits_for_status(service, item.address, mode)
@@ -51,11 +53,12 @@ def serve(
                 protocol=port.protocol,
                 node_port=port.node_port,
             )
+            vip = Vip(address=item.address, protocol=port.protocol, port=port.port)
+            selections[vip] = selection
             if selection.reason:
                 obstacle = obstacle or _obstacle(item, port, selection, len(held) > 1)
             if not selection.backends:
                 continue
-            vip = Vip(address=item.address, protocol=port.protocol, port=port.port)
             forwards[vip] = Forward(
                 vip=vip,
                 service=service.key,
@@ -71,7 +74,7 @@ def serve(
         if active:
             prefix = f"{item.address}/{32 if item.family == 4 else 128}"
             routes[Route(prefix=prefix, policy=item.pool.policy)] = frozenset(active)
-    return Served(forwards, rings, routes, obstacle)
+    return Served(forwards, rings, routes, selections, obstacle)
 
 
 def _ports(service: Service, mode: Mode) -> Iterator[Port]:
