@@ -30,6 +30,7 @@ from lbagent.model.vip import Vip
 from lbagent.plan import request
 from lbagent.plan.desire import Memory, desire
 from lbagent.plan.eligible import Selection
+from lbagent.plan.facts import mode_of
 
 NOW = 1_000.0
 """A plan without a clock: everything happens at one moment."""
@@ -224,7 +225,7 @@ def _service(found: Outcome, key: ServiceKey, memory: Memory) -> document.Servic
     judgement, told = found.last.judgements[key], found.first.judgements[key]
     is_news = told.reason not in (judgement.reason, Reason.PENDING_ASSIGNMENT, Reason.SATISFIED)
     assignment = found.last.assignments.get(key)
-    forwards = [forward for forward in found.last.forwards.values() if forward.service == key]
+    facts = memory.facts(key)
     return document.ServicePlan(
         service=str(key),
         served=judgement.reason is Reason.SATISFIED,
@@ -238,7 +239,7 @@ def _service(found: Outcome, key: ServiceKey, memory: Memory) -> document.Servic
         )
         if assignment
         else (),
-        mode=forwards[0].mode.value if forwards else "",
+        mode=mode_of(facts.wish, facts.claim.held).value if facts and assignment else "",
         ip_mode=assignment.ip_mode.value if assignment else "",
         ports=tuple(_ports(found.last, after, memory.selections(key))) if assignment else (),
         status_patch=_patch(before, found),

@@ -235,12 +235,14 @@ class Ledger:
         for item in sorted(shared, key=lambda item: item.value):
             if item.family == family and item.pool in candidates and self._judge(one, item) is None:
                 return item
+        refusal = self._quota(one)
+        if refusal:
+            return refusal
         for pool in candidates:
             cursor = self._cursors.setdefault((pool.name, family), Cursor(pool, family))
             value = cursor.peek(self._blocked[family])
             if value is not None:
-                item = Held(address_text(family, value), family, value, pool)
-                return self._quota(one, item) or item
+                return Held(address_text(family, value), family, value, pool)
         cooling = sum(1 for v in self._cooling[family] if self.pools.find(family, v) in candidates)
         detail = f"pool {', '.join(p.name for p in candidates)}, IPv{family}"
         return Judgement(reason=Reason.OUT_OF_IPS, detail=f"{detail}; {cooling} cooling down" if cooling else detail)
@@ -259,17 +261,18 @@ class Ledger:
             leaving = holders[0]
         if leaving is not None and leaving != one.key:
             return Judgement(reason=Reason.COOLING_DOWN, detail=f"{item.address}, lately of {leaving}")
-        return self._quota(one, item)
+        return self._quota(one, item.address)
 
     def _mode_refusal(self, one: Facts, pool: Pool) -> Judgement | None:
         """Why the Service cannot be forwarded from this pool."""
         return requests.ports_refusal(one.service, (one.wish.mode or pool.mode,), self._settings)
 
-    def _quota(self, one: Facts, item: Held) -> Judgement | None:
+    def _quota(self, one: Facts, address: str = "") -> Judgement | None:
+        """Why the namespace may not have one address more; ``address`` may be one that it has already."""
         quotas, namespace = self._settings.namespace_quota, one.key.namespace
         quota = quotas.get(namespace, quotas.get("*"))
         has = self._addresses_by_namespace.get(namespace, set())
-        if quota is None or item.address in has or len(has) < quota:
+        if quota is None or address in has or len(has) < quota:
             return None
         return Judgement(reason=Reason.QUOTA_EXCEEDED, detail=f"namespace {namespace} holds {len(has)} of {quota}")
 
