@@ -5,10 +5,13 @@ The judge is the API server itself: etcd numbers every write, to the Lease and t
 so each write of an address is either inside its author's tenure, or it is not.
 """
 
+import http.client
 import json
 import random
 import secrets
 import signal
+import socket
+import ssl
 import subprocess
 import sys
 import threading
@@ -105,17 +108,19 @@ class Judge:
     writes: list[tuple[int, str]] = field(default_factory=list)
     failure: str = ""
 
-    def follow(self, api: Api, path: str, name: str) -> threading.Thread:
-        thread = threading.Thread(target=self._read, args=(api, path, name), daemon=True)
-        thread.start()
-        return thread
-
-    def _read(self, api: Api, path: str, name: str) -> None:
-        connection = api._connect()
-        assert connection.sock is not None
-        connection.sock.settimeout(60)
+    def follow(self, site: Site, path: str, name: str) -> None:
+        """Read on in a thread until the control plane is taken down."""
+        address, port = site.plane.address, site.plane.port
+        connection = http.client.HTTPConnection(address, port)
+        with site.place["cp"].entered():
+            plain = socket.create_connection((address, port), timeout=60)
+        context = ssl.create_default_context(cafile=str(site.plane.ca_file))
+        connection.sock = context.wrap_socket(plain, server_hostname=address)
         query = f"watch=1&fieldSelector=metadata.name={name}&timeoutSeconds=200"
         connection.request("GET", f"{path}?{query}", headers={"Authorization": f"Bearer {ADMIN_TOKEN}"})
+        threading.Thread(target=self._read, args=(connection,), daemon=True).start()
+
+    def _read(self, connection: http.client.HTTPConnection) -> None:
         try:
             for line in connection.getresponse():
                 event = json.loads(line)
@@ -123,8 +128,8 @@ class Judge:
                     self.failure = str(event)
                     return
                 self._note(event["object"])
-        except (OSError, ValueError, AttributeError):
-            return  # the control plane is taken down at the end
+        except (OSError, http.client.HTTPException):
+            return  # the control plane has gone
         finally:
             connection.close()
 
@@ -153,8 +158,8 @@ def test_every_address_is_written_inside_its_authors_tenure(site: Site) -> None:
     site.api.call("POST", LEASES, {"metadata": {"name": LEASE}, "spec": {}})
     site.api.create_service("turn", namespace="duel")
     judge = Judge()
-    judge.follow(site.api, LEASES, LEASE)
-    judge.follow(site.api, "/api/v1/namespaces/duel/services", "turn")
+    judge.follow(site, LEASES, LEASE)
+    judge.follow(site, "/api/v1/namespaces/duel/services", "turn")
     for name in HOSTS:
         site.start(name, "duel")
     logs = [site.folder / f"{name}.log" for name in HOSTS]
