@@ -85,7 +85,7 @@ class Answers:
             "trace": self._trace,
             "snapshot": self._snapshot,
         }
-        changes = {"drain": self._leave, "undrain": self._come_back, "reload": self._reload}
+        changes = {"drain": self._leave, "undrain": self._come_back, "reload": self._reload, "confirm": self._confirm}
         return (
             {name: Verb(answer=partial(self._table, view)) for name, view in tables.items()}
             | {name: Verb(answer=answer) for name, answer in looks.items()}
@@ -196,6 +196,12 @@ class Answers:
         self._drain.end(self._now)
         self._phase_changed()
         return self._drain.progress(self._now)
+
+    async def _confirm(self, _arguments: Arguments) -> Any:
+        held = views.held(self._last())
+        self._world.confirmed = True
+        self._loop.wake()
+        return held
 
     async def _reload(self, arguments: Arguments) -> Any:
         only_look = bool(arguments.get("check"))

@@ -21,6 +21,7 @@ from lbagent.model.state import Desired, Observed, Snapshot
 from lbagent.model.step import Announce, Program, Step, Unprogram, Withdraw
 from lbagent.model.vip import Forward, Vip
 from lbagent.plan.desire import Memory, desire
+from lbagent.plan.guard import Guarded, guard
 from lbagent.plan.steps import steps
 
 _log = log.get("agent")
@@ -43,6 +44,8 @@ class Pass:
     steps: tuple[Step, ...]
     kernel: KernelState
     attached: Mapping[str, str] = field(default_factory=dict)
+    held: tuple[Step, ...] = ()
+    held_why: str = ""
     took_s: float = 0.0
 
 
@@ -125,7 +128,12 @@ class Loop:
         snapshot = self._world.snapshot()
         desired = desire(snapshot, self._memory)
         observed = observe(kernel, self._speaker.observed(), snapshot.unproven)
-        todo = tuple(steps(observed, desired, snapshot))
+        guarded = guard(
+            steps(observed, desired, snapshot), observed, desired, snapshot, confirmed=self._world.confirmed
+        )
+        self._world.confirmed = False
+        self._tell(guarded)
+        todo = guarded.steps
         self._writer.perform(todo, proven=observed.proven)
         self._writer.forget(snapshot.services)
         self._measure(kernel, todo)
@@ -140,6 +148,8 @@ class Loop:
             desired=desired,
             observed=observe(kernel, self._speaker.observed(), self._world.unproven),
             steps=todo,
+            held=guarded.held,
+            held_why=guarded.why,
             kernel=kernel,
             attached=kernel.attached,
             took_s=took_s,
@@ -148,6 +158,12 @@ class Loop:
         self._metrics.passed(took_s=took_s, at=snapshot.wall)
         self._completed(self.last)
         return self.last
+
+    def _tell(self, guarded: Guarded) -> None:
+        """The guard's alarm, once per cause."""
+        self._metrics.guard(blocked=bool(guarded.held))
+        if guarded.why and (self.last is None or self.last.held_why != guarded.why):
+            _log.error("changes held back", why=guarded.why, hint="lbctl diff; lbctl confirm if it is meant")
 
     def _next_due(self, snapshot: Snapshot) -> float:
         """Seconds until time alone changes something that this pass could not.

@@ -151,7 +151,7 @@ class Agent:
             drain=self._drain,
             journal=self._journal,
             settings=lambda: self._config,
-            problems=lambda: {**self._alive(), **self._ready()},
+            problems=self._problems,
             phase_changed=self._phase_changed,
             reload=self._read_again,
         )
@@ -245,6 +245,10 @@ class Agent:
             "speaker": "" if self._speaker.observed().connected else "ExaBGP's relay does not answer",
         }
 
+    def _problems(self) -> Mapping[str, str]:
+        guard = self._loop.last.held_why if self._loop.last else ""
+        return {**self._alive(), **self._ready(), "guard": guard}
+
     # --- configuration ---------------------------------------------------------------------------
 
     def _hangup(self) -> None:
@@ -269,6 +273,7 @@ class Agent:
             self._notifier.ready()
         self._config = fresh.model_copy(update={name: getattr(self._config, name) for name in change.needs_restart})
         self._world.settings = self._config.settings()
+        self._world.confirmed = bool(change.sections)
         self._drain.settings = self._config.bgp.drain
         self._prober.configure(self._config.probe)
         if "bgp" in change.sections:

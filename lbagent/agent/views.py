@@ -151,7 +151,12 @@ def counts(last: Pass) -> dict[str, int]:
 
 def diff(last: Pass) -> list[str]:
     """What the last pass had to change, in words; empty when all is as it should be."""
-    return [line for step in last.steps for line in _words(step)]
+    return [line for step in last.steps for line in _words(step)] + [f"held back: {line}" for line in held(last)]
+
+
+def held(last: Pass) -> list[str]:
+    """What the guard did not let the last pass do."""
+    return [line for step in last.held for line in _words(step)]
 
 
 def _words(step: Step) -> list[str]:

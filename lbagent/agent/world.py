@@ -49,6 +49,7 @@ class World:
         self.softening: PathPolicy | None = None
         self.health: Mapping[ProbeTarget, Pulse] = {}
         self.withdraw_after_s = math.inf
+        self.confirmed = False  # the next pass may do what the guard would hold back
         self.unproven: Mapping[Vip, str] = {}
         self.pending: dict[ServiceKey, Assignment] = {}
         self._cluster = cluster

@@ -280,6 +280,13 @@ def snapshot(ctx: click.Context) -> None:
 
 
 @main.command()
+@click.pass_context
+def confirm(ctx: click.Context) -> None:
+    """Let the next pass do what the guard holds back (see `lbctl diff`)."""
+    _answer(ctx, "confirm", lambda held: "\n".join(["confirmed:", *held] if held else ["nothing was held back"]))
+
+
+@main.command()
 @click.option("--check", is_flag=True, help="Only show what would change.")
 @click.pass_context
 def reload(ctx: click.Context, check: bool) -> None:

@@ -24,7 +24,21 @@ _config_option = click.option(
 )
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+class _Commands(click.Group):
+    """`plan` brings half of the daemon with it; the others need not wait for that."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return sorted([*super().list_commands(ctx), "plan"])
+
+    def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
+        if name == "plan":
+            from lbagent.cli.offline import plan
+
+            return plan
+        return super().get_command(ctx, name)
+
+
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="lbagent")
 def main() -> None:
     """External load-balancer tier for Kubernetes on bare metal."""

@@ -202,3 +202,28 @@ async def test_a_host_that_has_heard_nothing_for_long_keeps_announcing_unless_to
     cluster.age_s = 1.0
     await machine.settle()
     assert len(machine.speaker.state.routes) == 1
+
+
+async def test_a_list_that_comes_back_empty_is_held_back_until_somebody_confirms(cluster: FakeCluster) -> None:
+    for number in range(14):
+        key = ServiceKey("default", f"s{number:02}")
+        cluster.services[key] = replace(cluster.services[WEB], key=key, uid=key.name)
+        cluster.endpoints[key] = cluster.endpoints[WEB]
+    machine = Machine(cluster)
+    machine.world.settings = replace(machine.world.settings, guard_withdraw_share=0.5)
+    await machine.settle()
+    assert len(machine.speaker.state.routes) == 15
+    kept = dict(cluster.services)
+    cluster.services.clear()
+    last = await machine.settle()
+    assert len(machine.speaker.state.routes) == 15
+    assert "one pass would withdraw 15 of 15 addresses" in last.held_why
+    assert b"lbagent_guard_blocked 1.0" in machine.metrics.render()
+    cluster.services.update(kept)
+    last = await machine.settle()
+    assert last.held_why == ""
+    cluster.services.clear()
+    await machine.settle()
+    machine.world.confirmed = True
+    await machine.settle()
+    assert machine.speaker.state.routes == frozenset()
