@@ -23,7 +23,6 @@ REFERENCE = CHECKOUT / "docs/reference"
 
 TESTED_BY: dict[str, str] = {
     "lbagent/agent/targets.py": "tests/agent/test_loop.py",  # protocols; its fakes fulfil them
-    "lbagent/xdp/codec.py": "tests/ebpf/test_model.py",
 }
 """Modules whose tests are in a file of another name."""
 
@@ -176,6 +175,8 @@ def test_the_wheel_carries_what_kernel_exabgp_and_systemd_read(built: tuple[Path
     shared = {name.partition(".data/data/")[2] for name in names}
     assert {"lib/systemd/system/lbagent.service", "lib/systemd/system/lbagent-bgp.service"} <= shared
     assert {"lib/sysusers.d/lbagent.conf", "lib/tmpfiles.d/lbagent.conf"} <= shared
+    for page in (CHECKOUT / "docs/man").iterdir():
+        assert f"share/man/man{page.suffix[1:]}/{page.name}" in shared
 
 
 def test_the_wheel_carries_nothing_else(built: tuple[Path, Path]) -> None:
