@@ -6,7 +6,7 @@ python docs/generate.py [--check]
 
 import argparse
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 CHECKOUT = Path(__file__).resolve().parent.parent
@@ -68,13 +68,15 @@ NOUNS: Mapping[str, str] = {
 }
 """What ``lbctl show`` shows; a noun without a word here is an error."""
 
-EXIT_CODES = (
-    ("0", "fine"),
-    ("1", "failed: the daemon refused, a check found something"),
-    ("2", "the command line is wrong"),
-    ("3", "`lbctl status`: the host is degraded; the screen says why"),
-    ("4", "`lbctl`: the daemon cannot be reached"),
+EXIT_CODES: Sequence[tuple[str, str, str]] = (
+    ("0", "", "fine"),
+    ("1", "", "failed: the daemon refused, a check found something, the input cannot be used"),
+    ("2", "", "the command line is wrong"),
+    ("3", "lbctl", "status: the host is degraded; the screen says why"),
+    ("3", "lbagent", "plan: some Service of ours is not served"),
+    ("4", "lbctl", "the daemon cannot be reached"),
 )
+"""Code, which of the two tools (both when empty), meaning."""
 
 
 def cli_page() -> str:
@@ -88,7 +90,10 @@ def cli_page() -> str:
         "`lbctl` itself (`-o`, `-w`, `--socket`) stand before the command. The environment variable",
         "`LBAGENT_SOCKET` names another socket. Every command also takes `--help`; both programs `--version`.",
         "",
-        *_table(("exit code", "means"), EXIT_CODES),
+        *_table(
+            ("exit code", "means"),
+            [(code, f"`{tool}` {words}" if tool else words) for code, tool, words in EXIT_CODES],
+        ),
         "",
         "## What `lbctl show` shows",
         "",

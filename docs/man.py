@@ -2,7 +2,7 @@
 """The man pages lbagent(8), lbctl(8) and lbagent.yaml(5), as troff, from what the code says of itself."""
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import click
 import outline
@@ -18,9 +18,12 @@ _FILES = (
 )
 
 
-def pages(nouns: Mapping[str, str], exit_codes: Iterable[tuple[str, str]]) -> dict[str, str]:
-    """Text by file name."""
-    codes = tuple(exit_codes)
+def pages(nouns: Mapping[str, str], exit_codes: Sequence[tuple[str, str, str]]) -> dict[str, str]:
+    """Text by file name. ``exit_codes``: code, which tool (both when empty), meaning."""
+
+    def codes(name: str) -> list[tuple[str, str]]:
+        return [(code, f"{words[:1].upper()}{words[1:]}.") for code, tool, words in exit_codes if tool in ("", name)]
+
     return {
         "lbagent.8": _page(
             "lbagent",
@@ -36,7 +39,7 @@ def pages(nouns: Mapping[str, str], exit_codes: Iterable[tuple[str, str]]) -> di
             ),
             _commands("lbagent", daemon.main),
             _list("FILES", _FILES),
-            _list("EXIT STATUS", (c for c in codes if "`lbctl" not in c[1])),
+            _list("EXIT STATUS", codes("lbagent")),
             _see("lbctl(8), lbagent.yaml(5)"),
         ),
         "lbctl.8": _page(
@@ -53,7 +56,7 @@ def pages(nouns: Mapping[str, str], exit_codes: Iterable[tuple[str, str]]) -> di
             _commands("lbctl", ctl.main),
             _list("NOUNS OF SHOW", ((noun, nouns[noun]) for noun in ctl.NOUNS)),
             _list("ENVIRONMENT", [("LBAGENT_SOCKET", "Another socket than the default.")]),
-            _list("EXIT STATUS", codes),
+            _list("EXIT STATUS", codes("lbctl")),
             _see("lbagent(8), lbagent.yaml(5)"),
         ),
         "lbagent.yaml.5": _page(
