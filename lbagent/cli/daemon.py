@@ -14,6 +14,8 @@ from lbagent import __version__
 from lbagent.config import DEFAULT_PATH, Config, load
 from lbagent.errors import ConfigError, LbagentError
 
+TOR_SYSTEMS = ("frr", "bird", "gobgp", "eos", "nxos", "junos", "sonic")
+
 _config_option = click.option(
     "--config",
     "path",
@@ -119,6 +121,21 @@ def render_exabgp(path: Path, out: Path, user: str) -> None:
     settings = _load(path)
     try:
         launch.install(settings.bgp, settings.paths, out, user=user)
+    except LbagentError as error:
+        _fail(error)
+        sys.exit(1)
+
+
+@render.command("tor")
+@_config_option
+@click.option("--peer", required=True, help="Name of the router under bgp.peers.")
+@click.option("--os", "system", type=click.Choice(TOR_SYSTEMS), required=True, help="What the router runs.")
+def render_tor(path: Path, peer: str, system: str) -> None:
+    """The router's side of a session, to paste: ECMP, filters, limits, BFD, graceful shutdown."""
+    from lbagent.bgp import tor
+
+    try:
+        click.echo(tor.snippet(_load(path), peer=peer, os=tor.RouterOs(system)), nl=False)
     except LbagentError as error:
         _fail(error)
         sys.exit(1)

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
+from lbagent.bgp.tor import RouterOs
 from lbagent.cli import daemon
 from lbagent.errors import XdpError
 from tests.test_config import GOOD
@@ -87,3 +88,20 @@ def test_the_command_is_installed() -> None:
             env={"PATH": str(Path(daemon.sys.executable).parent)},
         ).stdout
     )
+
+
+@pytest.mark.parametrize("system", daemon.TOR_SYSTEMS)
+def test_the_routers_side_is_rendered_for_every_system(config: Path, system: str) -> None:
+    result = lbagent("render", "tor", "--config", str(config), "--peer", "tor1", "--os", system)
+    assert result.exit_code == 0, result.output
+    assert "65001" in result.output
+
+
+def test_the_systems_are_those_that_the_room_knows() -> None:
+    assert set(daemon.TOR_SYSTEMS) == {system.value for system in RouterOs}
+
+
+def test_an_unknown_router_is_named(config: Path) -> None:
+    result = lbagent("render", "tor", "--config", str(config), "--peer", "nosuch", "--os", "frr")
+    assert result.exit_code == 1
+    assert "nosuch" in result.output
