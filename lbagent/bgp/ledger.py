@@ -32,6 +32,8 @@ CONFIRM_S = 3.0
 """A change that a quiet session did not write within this time is looked into."""
 MEND_S = 10.0
 """At most one flush, and one repeated refused change, in this time."""
+SINCE_S = 2.0
+"""ExaBGP tells ages in whole seconds."""
 FORGET_S = 600.0
 """How long the time of a withdrawal is remembered."""
 
@@ -193,26 +195,30 @@ class Ledger:
         self.session.last_error = text
         self._was_notified = True
 
-    def found(self, *, is_up: bool, duration_s: float, now: float) -> None:
-        """ExaBGP's session table lists this peer: corrects what no event has told."""
+    def found(self, *, is_up: bool, duration_s: float, now: float) -> bool:
+        """ExaBGP's session table lists this peer. Corrects what no event has told; whether anything was."""
         session = self.session
-        if is_up:
+        is_new = session.state is SessionState.UNKNOWN
+        is_older = is_up and abs(session.since - (now - duration_s)) > SINCE_S
+        if is_new or is_older:
             session.since = now - duration_s
-        if session.state is SessionState.UNKNOWN:
+        if is_new:
             session.state = SessionState.UP if is_up else SessionState.DOWN
             session.families = session.families or tuple(self.neighbor.next_hop_by_family)
             session.sent_at = now
-            session.since = now - duration_s
             self._wire_is_known = not is_up
             self._wants_audit = True
+        return is_new or is_older
 
-    def absent(self, now: float) -> None:
-        """ExaBGP does not know this peer (yet, or any more): nothing can be asked for it."""
-        if self.session.state is not SessionState.UNKNOWN:
-            self.down(now, "not configured in ExaBGP")
-            self.session.state = SessionState.UNKNOWN
-            self.issued.clear()
-            self.unconfirmed.clear()
+    def absent(self, now: float) -> bool:
+        """ExaBGP does not know this peer (yet, or any more): nothing can be asked. Whether that is news."""
+        if self.session.state is SessionState.UNKNOWN:
+            return False
+        self.down(now, "not configured in ExaBGP")
+        self.session.state = SessionState.UNKNOWN
+        self.issued.clear()
+        self.unconfirmed.clear()
+        return True
 
     def sent(self, announced: Mapping[str, Attributes], withdrawn: tuple[str, ...], now: float) -> None:
         """An UPDATE was written."""

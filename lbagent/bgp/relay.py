@@ -149,6 +149,8 @@ class Relay:
         self._table = ""
         self._clients: dict[socket.socket, Client] = {}
         self._controller: Client | None = None
+        self._listener: socket.socket | None = None
+        self._next_look = 0.0
         self._unread = bytearray()
         now = time.monotonic()
         self._next_beat = now
@@ -162,16 +164,15 @@ class Relay:
         """Until ExaBGP closes our stdin, or the keeper is gone."""
         os.set_blocking(0, False)
         os.set_blocking(1, False)
-        listener = _listen(self._options.socket)
         self._selector.register(0, selectors.EVENT_READ)
-        self._selector.register(listener, selectors.EVENT_READ)
         while os.getppid() == self._keeper:
+            self._listen_if_needed(time.monotonic())
             for key, ready in self._selector.select(timeout=self._idle_s()):
                 if key.fileobj == 0:
                     if not self._read_exabgp():
                         return
-                elif key.fileobj is listener:
-                    self._accept(listener)
+                elif key.fileobj is self._listener:
+                    self._accept(self._listener)
                 elif isinstance(key.data, Client) and key.data.connection in self._clients:
                     self._serve(key.data, ready)
             self._tick(time.monotonic())
@@ -305,6 +306,22 @@ class Relay:
             self._waiting.append(Question(line=WITHDRAW_ALL))
 
     # The clients' side
+
+    def _listen_if_needed(self, now: float) -> None:
+        """Keep a socket at our path, whatever happens to its folder; reading ExaBGP does not wait for it."""
+        if now < self._next_look or (self._listener and os.path.exists(self._options.socket)):
+            return
+        self._next_look = now + 1.0
+        if self._listener:
+            self._selector.unregister(self._listener)
+            self._listener.close()
+            self._listener = None
+        try:
+            self._listener = _listen(self._options.socket)
+        except OSError as error:
+            _log(f"cannot listen at {self._options.socket}: {error}")
+        else:
+            self._selector.register(self._listener, selectors.EVENT_READ)
 
     def _accept(self, listener: socket.socket) -> None:
         with contextlib.suppress(OSError):

@@ -237,6 +237,7 @@ class Speaker:
             self._met(message["hello"]["epoch"])
         elif "replayed" in message:
             self._is_replayed = True
+            _log.info("speaker connected", epoch=self._epoch)
             self._touch()
         elif "control" in message:
             self._has_control = bool(message["control"])
@@ -254,12 +255,14 @@ class Speaker:
     def _tabled(self, table: list[dict[str, Any]]) -> None:
         now = self._clock()
         row_by_address = {row["peer"]["address"]: row for row in table}
+        is_news = False
         for address, ledger in self._ledgers.items():
             if row := row_by_address.get(address):
-                ledger.found(is_up=row["state"] == "up", duration_s=float(row["duration"]), now=now)
+                is_news |= ledger.found(is_up=row["state"] == "up", duration_s=float(row["duration"]), now=now)
             else:
-                ledger.absent(now)
-        self._touch()
+                is_news |= ledger.absent(now)
+        if is_news:
+            self._touch()
 
     def _happened(self, event: command.Event) -> None:
         ledger = self._ledgers.get(event.peer)
@@ -293,7 +296,7 @@ class Speaker:
             _log.warning("order refused", peer=peer, order=order.line[:300], result=result, detail=" ".join(lines[:1]))
         elif order.kind in (Kind.ANNOUNCE, Kind.WITHDRAW) and result == "done":
             event = "routes announced" if order.kind is Kind.ANNOUNCE else "routes withdrawn"
-            _log.info(event, peer=peer, count=len(order.prefixes), first=order.prefixes[0])
+            _log.debug(event, peer=peer, count=len(order.prefixes), first=order.prefixes[0])
         elif order.kind is Kind.FLUSH:
             _log.warning("routes sent again", peer=peer, hint="the wire did not carry what ExaBGP holds")
         self._touch()

@@ -358,6 +358,20 @@ def test_a_socket_left_behind_is_replaced(start: Start, tmp_path: Path) -> None:
     assert (tmp_path / "bgp.sock").stat().st_mode & 0o777 == 0o660
 
 
+def test_a_folder_that_is_missing_or_cleaned_costs_clients_only(tmp_path: Path) -> None:
+    exabgp = ScriptedExabgp(tmp_path / "run/bgp.sock")
+    try:
+        exabgp.beat()
+        exabgp.say(*(sent(f"10.{n // 250}.{n % 250}.1/32") for n in range(5000)))  # more than a pipe holds
+        (tmp_path / "run").mkdir()
+        Client(exabgp.socket_path).socket.close()
+        exabgp.socket_path.unlink()
+        with Client(exabgp.socket_path) as client:
+            assert "hello" in client.until("replayed")[0]
+    finally:
+        exabgp.stop()
+
+
 @pytest.mark.parametrize(
     "line",
     [
