@@ -67,7 +67,8 @@ struct vip {
 	__u8 family;
 	__u32 affinity_ticks; /* 0: none */
 	__u32 new_flows_per_tick; /* per source prefix; 0: no limit */
-	__u32 reserved[5];
+	__u32 affinity_s; /* as it was wished, for reading back */
+	__u32 reserved[4];
 };
 _Static_assert(sizeof(struct vip) == 64, "one cache line");
 

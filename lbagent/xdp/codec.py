@@ -33,7 +33,7 @@ _MODE_BY_NUMBER = {number: mode for mode, number in _MODE.items()}
 _PROTOCOL = {Protocol.TCP: 6, Protocol.UDP: 17}
 _PROTOCOL_BY_NUMBER = {number: protocol for protocol, number in _PROTOCOL.items()}
 
-VIP = struct.Struct("<QQ16s2sBBII20x")
+VIP = struct.Struct("<QQ16s2sBBIII16x")
 NEIGHBOUR = struct.Struct("<16sIB3x20s20s")
 HOP = struct.Struct("<I6s6s2s2s")
 ROUTER_KEY = struct.Struct("<I6s2s")
@@ -87,6 +87,7 @@ class VipRecord:
     node_port: int
     ring_id: int
     ranges_id: int
+    affinity_s: int
     affinity_ticks: int
     salt: int
     new_flows_per_tick: int = 0
@@ -107,13 +108,14 @@ class VipRecord:
             self.vip.family,
             self.affinity_ticks,
             self.new_flows_per_tick,
+            self.affinity_s,
         )
 
 
 @lru_cache(_REMEMBERED)
 def vip_record(packed: bytes) -> VipRecord | None:
     """None: not a record we could have written."""
-    target, salt, address, port, protocol, family, affinity, limit = VIP.unpack(packed)
+    target, salt, address, port, protocol, family, ticks, limit, affinity_s = VIP.unpack(packed)
     mode = _MODE_BY_NUMBER.get(target >> 32 & 0xFF)
     if mode is None or protocol not in _PROTOCOL_BY_NUMBER or family not in (4, 6):
         return None
@@ -128,13 +130,14 @@ def vip_record(packed: bytes) -> VipRecord | None:
         node_port=int.from_bytes((target >> 16 & 0xFFFF).to_bytes(2, "little"), "big"),
         ring_id=target & 0xFFFF,
         ranges_id=target >> 48,
-        affinity_ticks=affinity,
+        affinity_s=affinity_s,
+        affinity_ticks=ticks,
         salt=salt,
         new_flows_per_tick=limit,
     )
 
 
-def forward(record: VipRecord, *, fingerprint: str, ranges: tuple[str, ...], tick_s: float) -> Forward:
+def forward(record: VipRecord, *, fingerprint: str, ranges: tuple[str, ...]) -> Forward:
     """What the record means. The kernel does not know the Service."""
     return Forward(
         vip=record.vip,
@@ -143,15 +146,9 @@ def forward(record: VipRecord, *, fingerprint: str, ranges: tuple[str, ...], tic
         ring=fingerprint,
         node_port=record.node_port,
         source_ranges=ranges,
-        affinity_timeout_s=int(record.affinity_ticks * tick_s + 0.001),
+        affinity_timeout_s=record.affinity_s,
         new_flows_per_s=record.new_flows_per_tick,
     )
-
-
-def ticks(seconds: float, tick_s: float) -> int:
-    """Seconds in ticks, rounded up: ``forward`` gives whole seconds back exactly."""
-    whole = int(seconds / tick_s)
-    return whole if int(whole * tick_s + 0.001) >= int(seconds) else whole + 1
 
 
 # --- source ranges -----------------------------------------------------------------------------

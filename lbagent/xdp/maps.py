@@ -8,6 +8,7 @@ is not given again within ``_REST_S``, so that a packet that still holds it find
 """
 
 import ipaddress
+import math
 import secrets
 import struct
 from collections import deque
@@ -347,7 +348,6 @@ class Tables:
                 record,
                 fingerprint=fingerprint_by_id.get(record.ring_id, ""),
                 ranges=ranges_by_id.get(record.ranges_id, ()),
-                tick_s=self._tick_s,
             )
             for record in self._read_records().values()
         }
@@ -503,7 +503,8 @@ class Tables:
             node_port=forward.node_port,
             ring_id=ring_id,
             ranges_id=ranges_id,
-            affinity_ticks=codec.ticks(forward.affinity_timeout_s, self._tick_s),
+            affinity_s=forward.affinity_timeout_s,
+            affinity_ticks=math.ceil(forward.affinity_timeout_s / self._tick_s),
             salt=old.salt if old else secrets.randbits(64),
             new_flows_per_tick=forward.new_flows_per_s,  # a tick is a second or a little more
         )
@@ -529,6 +530,8 @@ class Tables:
         if fingerprint not in rings:
             raise XdpError(f"ring {fingerprint} is not in the kernel and was not given")
         ring = rings[fingerprint]
+        self._free_rings.require(1)
+        self._free_backends.require(sum(b.address not in self._backend_id for b in ring.backends))
         for backend in ring.backends:
             self._install_backend(backend.address)
         packed = codec.ring_bytes(ring, self._backend_id, self._sizes.backends + 1)

@@ -9,8 +9,9 @@ The interfaces are a veth pair in a network namespace that belongs to one thread
 runs are made: BPF_PROG_TEST_RUN takes a frame's interface from there.
 """
 
+import functools
+import itertools
 import subprocess
-import time
 from array import array
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -64,10 +65,15 @@ def hop(destination: str, *, ifindex: int = NODES, vlans: tuple[int, ...] = (), 
     return NextHop(ifindex=ifindex, destination_mac=mac(destination), source_mac=mac(source), mtu=mtu, vlans=vlans)
 
 
+@functools.cache
+def slots_round(*numbers: int) -> "array[int]":
+    """Slots that go round these numbers."""
+    return array("H", (numbers * (RING_SLOTS // len(numbers) + 1))[:RING_SLOTS])
+
+
 def ring(fingerprint: int, *backends: Backend) -> Ring:
     """Slots go round the active ones."""
-    active = [i + 1 for i, b in enumerate(backends) if b.state is BackendState.ACTIVE] or [0]
-    slots = array("H", [active[i % len(active)] for i in range(RING_SLOTS)])
+    slots = slots_round(*([i + 1 for i, b in enumerate(backends) if b.state is BackendState.ACTIVE] or [0]))
     return Ring(fingerprint=f"{fingerprint:016x}", backends=backends, slots=slots)
 
 
@@ -93,7 +99,7 @@ class World:
             EBPF, constants={**maps.constants(sizes, hz=hz), **(defines or {})}, maps=list(self.maps)
         )
         self.program = bpf.load_program(self.code.bound({name: m.fd for name, m in self.maps.items()}), name="lb_test")
-        self.tables = maps.Tables(self.maps, sizes=sizes, tick_s=self.tick_s, clock=time.monotonic)
+        self.tables = maps.Tables(self.maps, sizes=sizes, tick_s=self.tick_s, clock=itertools.count(1.0).__next__)
         self.counters = counters.Counters(self.maps, sizes=sizes)
         self.memory = {name: self.maps[name].map_memory() for name in (*TRACES, "lb_config")}
         self.settings = SETTINGS
@@ -184,6 +190,7 @@ def populate(world: World) -> None:
 ONE_NODE, THREE_NODES, NOBODY, NO_WAY, TAGGED, DOUBLE, NARROW, ONE_NODE6 = range(1, 9)
 
 
+@functools.cache
 def served() -> tuple[list[Forward], dict[str, Ring]]:
     """Port -> what it is, for both families and both protocols where the number is even or odd alike."""
     forwards: list[Forward] = []
