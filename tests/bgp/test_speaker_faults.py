@@ -8,9 +8,12 @@ import signal
 import socket
 import time
 from collections.abc import Callable
+from contextlib import AsyncExitStack, suppress
 from functools import partial
 
 import pytest
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
 
 from lbagent.bgp import launch
 from lbagent.model.route import PathPolicy, Route
@@ -281,3 +284,66 @@ def test_the_socket_is_for_its_owner_and_group_only(rig: Rig) -> None:
     while not path.exists() and time.monotonic() < deadline:
         time.sleep(0.05)
     assert os.stat(path).st_mode & 0o777 == 0o660
+
+
+OPERATIONS = st.lists(
+    st.one_of(
+        st.tuples(st.just("want"), st.dictionaries(st.sampled_from([A, B, V6]), st.integers(0, 2))),
+        st.tuples(
+            st.sampled_from(["agent dies", "relay dies", "exabgp dies", "session resets", "router dies", "nothing"]),
+            st.just({}),
+        ),
+    ),
+    min_size=3,
+    max_size=8,
+)
+
+
+@pytest.mark.timeout(600)
+@settings(max_examples=8, suppress_health_check=[HealthCheck.function_scoped_fixture], phases=[Phase.generate])
+@given(operations=OPERATIONS, pause_s=st.sampled_from([0.0, 0.02, 0.3]))
+def test_after_any_faults_the_router_holds_what_is_wanted(
+    make_rig: Callable[..., Rig], operations: list[tuple[str, dict[str, int]]], pause_s: float
+) -> None:
+    peer = {"name": "tor", "address": "10.0.1.2", "local_address": "10.0.1.1", "peer_as": 65101}
+    rig = make_rig(peers=({**peer, "families": ["ipv4", "ipv6"], "next_hop": {"ipv6": "fd00:1::1"}},))
+    rig.start_exabgp()
+    text = FRR + " address-family ipv6 unicast\n  neighbor 10.0.1.1 activate\n exit-address-family\n"
+    with Frr(rig.tor.name, text) as frr:
+        asyncio.run(_suffer(rig, frr, operations, pause_s))
+    rig.clear()
+
+
+async def _suffer(rig: Rig, frr: Frr, operations: list[tuple[str, dict[str, int]]], pause_s: float) -> None:
+    wanted = {A: 0}
+    async with AsyncExitStack() as agents:
+        agent = AsyncExitStack()
+        await agents.enter_async_context(agent)
+        speaker = await agent.enter_async_context(speaking(rig))
+        for operation, wish in operations:
+            match operation:
+                case "want":
+                    wanted = wish
+                case "agent dies":
+                    await agent.aclose()
+                    speaker = await agent.enter_async_context(speaking(rig))
+                case "relay dies":
+                    with suppress(IndexError, ValueError, OSError):
+                        rig.kill(rig.relay_pids()[1])
+                case "exabgp dies":
+                    rig.stop_exabgp(signal.SIGKILL)
+                    rig.start_exabgp()
+                case "session resets":
+                    frr.vtysh("clear bgp *")
+                case "router dies":
+                    frr.kill()
+                    frr.start()
+            speaker.want(frozenset(route(prefix, med=med) for prefix, med in wanted.items()))
+            await asyncio.sleep(pause_s)
+
+        def held() -> dict[str, int]:
+            paths_by_prefix = {**frr.bgp_routes(4), **frr.bgp_routes(6)}
+            return {prefix: paths[0].get("metric", 0) for prefix, paths in paths_by_prefix.items()}
+
+        await until("synced", is_synced(speaker), limit_s=40, log=rig.log)
+        await until("held as wanted", held, wanted, limit_s=10, log=rig.log)
