@@ -85,7 +85,7 @@ def cli_page() -> str:
         "# Commands",
         "",
         "`lbagent` is the daemon and what needs no daemon. `lbctl` asks the running daemon through its UNIX",
-        "socket: members of the group `lbagent` may look; `drain`, `undrain` and `reload` are for root.",
+        "socket: members of the group `lbagent` may look; `drain`, `undrain`, `reload` and `confirm` are for root.",
         "Commands and nouns may be shortened to any unique prefix in `lbctl` (`lbctl sh ro`). Options of",
         "`lbctl` itself (`-o`, `-w`, `--socket`) stand before the command. The environment variable",
         "`LBAGENT_SOCKET` names another socket. Every command also takes `--help`; both programs `--version`.",
