@@ -12,7 +12,7 @@ import math
 import secrets
 import struct
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from lbagent.errors import TableFull, XdpError
@@ -247,6 +247,17 @@ class _Ids:
         if not self._resting or self._resting[0][1] > self._clock():
             raise TableFull(f"no room for another {self._what}", hint=f"raise xdp.limits ({self._what}s)")
         return self._resting.popleft()[0]
+
+    def take_all(self, count: int) -> list[int]:
+        """So many, or none at all."""
+        taken: list[int] = []
+        try:
+            while len(taken) < count:
+                taken.append(self.take())
+        except TableFull:
+            self._resting.extendleft((number, 0.0) for number in taken)
+            raise
+        return taken
 
     def give_back(self, number: int) -> None:
         self._resting.append((number, self._clock() + _REST_S))
@@ -530,10 +541,7 @@ class Tables:
         if fingerprint not in rings:
             raise XdpError(f"ring {fingerprint} is not in the kernel and was not given")
         ring = rings[fingerprint]
-        self._free_rings.require(1)
-        self._free_backends.require(sum(b.address not in self._backend_id for b in ring.backends))
-        for backend in ring.backends:
-            self._install_backend(backend.address)
+        self._install_backends([b.address for b in ring.backends if b.address not in self._backend_id])
         packed = codec.ring_bytes(ring, self._backend_id, self._sizes.backends + 1)
         number = self._free_rings.take()
         at = number * self._ring_size
@@ -543,9 +551,8 @@ class Tables:
             self._free_rings.give_back(known)
         return number
 
-    def _install_backend(self, address: str) -> None:
-        if address not in self._backend_id:
-            number = self._free_backends.take()
+    def _install_backends(self, addresses: Sequence[str]) -> None:
+        for address, number in zip(addresses, self._free_backends.take_all(len(addresses)), strict=True):
             self._backend_id[address] = number
             self._clear_counter(COUNTER_VERDICTS + self._sizes.vips + 1 + number)
             self._write_neighbour("lb_backends", number, address, self._hops.get(address))
