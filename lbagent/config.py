@@ -25,6 +25,9 @@ from lbagent.model.vip import Mode
 
 DEFAULT_PATH = Path("/etc/lbagent/lbagent.yaml")
 
+QUIET_API_S = 180.0
+"""Bookmarks come once a minute; two may be missed."""
+
 Location = tuple[str | int, ...]
 """Where a key stands: ``("bgp", "peers", 0, "peer_as")``."""
 
@@ -538,7 +541,12 @@ def _passwords(config: Config) -> Iterator[Problem]:
 
 
 def _timings(config: Config) -> Iterator[Problem]:
-    lease = config.kubernetes.lease
+    lease, stale_after_s = config.kubernetes.lease, config.kubernetes.stale_after_s
+    if 0 < stale_after_s < QUIET_API_S:
+        yield (
+            ("kubernetes", "stale_after_s"),
+            f"{stale_after_s:g} is less than {QUIET_API_S:g}: a quiet API may be silent so long",
+        )
     if lease.renew_s * 2 > lease.duration_s:
         yield (
             ("kubernetes", "lease", "renew_s"),

@@ -80,6 +80,7 @@ def test_a_small_file_is_enough() -> None:
             "peer_as: 65101\n      password_file: /nonexistent/key",
             "bgp.peers[0].password_file: cannot be read",
         ),
+        ("host: {name: lb1}", "kubernetes: {stale_after_s: 60}", "kubernetes.stale_after_s: 60 is less than 180"),
         ("65001:100", "65536:100", "has a part above 65535"),
         ("65001:100", "red", "is neither 65001:100, nor"),
         ("interfaces: [eth0]", "interfaces: []", "f.yaml:18: xdp.interfaces"),

@@ -153,7 +153,7 @@ class Answers:
             "version": __version__,
             "ok": not problems,
             "problems": problems,
-            "lease": "held by this host" if self._cluster.holds_lease(now) else "held by another host, or by nobody",
+            "lease": _lease(self._cluster, now),
             "api_age_s": round(self._cluster.age_s, 1),
             "from_memory": self._world.from_memory,
             "drain": self._drain.progress(now),
@@ -206,6 +206,13 @@ class Answers:
     async def _reload(self, arguments: Arguments) -> Any:
         only_look = bool(arguments.get("check"))
         return {"taken_over": not only_look, "changes": self._reload_now(only_look=only_look).words()}
+
+
+def _lease(cluster: Cluster, now: float) -> str:
+    if cluster.holds_lease(now):
+        return "held by this host"
+    holder = cluster.lease_holder.rpartition("_")[0] or cluster.lease_holder  # host name and a mark of its process
+    return f"held by {holder}" if holder else "held by nobody"
 
 
 def _numbers(count: Count) -> dict[str, int]:

@@ -144,6 +144,10 @@ class Cluster(Protocol):
     def age_s(self) -> float:
         """Seconds since the API last answered."""
 
+    @property
+    def lease_holder(self) -> str:
+        """Who holds the lease, as last read; '' for nobody."""
+
     def holds_lease(self, now: float) -> bool:
         """May this host write addresses at ``now``?"""
 

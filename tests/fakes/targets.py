@@ -156,6 +156,7 @@ class FakeCluster:
         self.leads = True
         self.down = False
         self.age_s = 0.0
+        self.lease_holder = "lb1_0"
         self.events: list[tuple[ServiceKey, Judgement]] = []
         self.writes = 0
 
