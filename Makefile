@@ -2,8 +2,8 @@
 # `make` lists the targets. Everything runs on .venv, which scripts/setup makes.
 
 PY := .venv/bin/python
-SH_SCRIPTS := scripts/setup scripts/lock .ci/run $(wildcard tests/k8s/*.sh)
-C_SOURCES := $(wildcard ebpf/*.c ebpf/*.h)
+SH_SCRIPTS := scripts/setup scripts/lock .ci/run $(wildcard tests/*/*.sh)
+C_SOURCES := $(wildcard ebpf/*.[ch] tests/ebpf/*.[ch] bench/xdp/*.[ch])
 KUBE ?= embedded
 PYTEST := $(PY) -m pytest
 ARGS ?=
@@ -32,15 +32,25 @@ setup: ## install what this machine lacks (quiet when there is nothing to do)
 test: setup check control-plane ansible ## everything: the checks, then all tests by level
 	$(PYTEST) $(ARGS)
 
-.PHONY: check
-check: setup ## what needs no running: style, types, imports, generated pages
+# Each part can be run alone; `make -k check` goes on after the first that fails.
+CHECKS := check-python check-types check-imports check-c check-shell check-yaml check-docs
+.PHONY: check $(CHECKS)
+check: $(CHECKS) ## what needs no running: style, types, imports, generated pages
+$(CHECKS): setup
+check-python:
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
+check-types:
 	.venv/bin/mypy
+check-imports:
 	.venv/bin/lint-imports --no-logo
+check-c:
 	.venv/bin/clang-format --dry-run -Werror $(C_SOURCES)
+check-shell:
 	shellcheck $(SH_SCRIPTS)
+check-yaml:
 	.venv/bin/yamllint --strict .
+check-docs:
 	$(PY) docs/generate.py --check
 
 .PHONY: test-thought test-rooms test-bpf test-netns test-k8s test-deploy
