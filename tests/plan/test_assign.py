@@ -516,7 +516,7 @@ def check_assignments(pick: Pick) -> None:
         assert vip.address in snapshot.services[forward.service].status_addresses
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(pick=picks())
 def test_no_address_is_given_to_two_services_without_consent(pick: Pick) -> None:
     check_assignments(pick)

@@ -67,13 +67,13 @@ def check_every_prefix(pick: Pick) -> None:
         assert place == places[-1], f"interrupted after {length} of {[type(step).__name__ for step in todo]}"
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(pick=picks())
 def test_every_prefix_is_safe_and_planning_again_from_it_ends_in_the_same_place(pick: Pick) -> None:
     check_every_prefix(pick)
 
 
-@pytest.mark.parametrize("first", range(0, 3000, 500))
+@pytest.mark.parametrize("first", range(0, 2000, 500))
 def test_thousands_of_random_worlds_are_safe_after_every_prefix(first: int) -> None:
     for seed in range(first, first + 500):
         try:
@@ -83,7 +83,7 @@ def test_thousands_of_random_worlds_are_safe_after_every_prefix(first: int) -> N
             raise
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(snapshot=snapshots(), drift=snapshots())
 def test_whatever_the_targets_hold_the_end_is_what_is_desired(snapshot: Snapshot, drift: Snapshot) -> None:
     targets = Targets(services=dict(drift.services))
@@ -95,7 +95,7 @@ def test_whatever_the_targets_hold_the_end_is_what_is_desired(snapshot: Snapshot
     assert set(targets.routes.values()) == set(desired.routes)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(snapshot=snapshots())
 def test_a_settled_world_needs_no_step_but_reports(snapshot: Snapshot) -> None:
     targets = Targets(services=dict(snapshot.services))
