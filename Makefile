@@ -45,7 +45,7 @@ check-types:
 check-imports:
 	.venv/bin/lint-imports --no-logo
 check-c:
-	.venv/bin/clang-format --dry-run -Werror $(C_SOURCES)
+	.venv/bin/clang-format --style=file:ebpf/.clang-format --dry-run -Werror $(C_SOURCES)
 check-shell:
 	shellcheck $(SH_SCRIPTS)
 check-yaml:
