@@ -15,6 +15,8 @@ import yaml
 
 from lbagent import config
 from lbagent.cli import ctl, daemon
+from lbagent.metrics import CATALOGUE
+from lbagent.model.reason import Reason
 from lbagent.xdp.verdict import Verdict
 from tests import incidents
 from tests.test_config import GOOD
@@ -223,3 +225,21 @@ def test_man_pages_hold_no_troff_but_ours() -> None:
         for line in path.read_text().splitlines():
             if line.startswith((".", "'")) and not line.startswith('.\\"'):
                 assert line.split()[0] in requests, f"{path.name}: {line}"
+
+
+def test_every_word_with_underscores_is_one_of_ours() -> None:
+    """Reasons, verdicts, keys, metrics and variables of the roles: a typo is none of them."""
+    known = {str(reason.value) for reason in Reason} | {verdict.word for verdict in Verdict}
+    known |= {spec.name for spec in CATALOGUE} | {key.rpartition(".")[2] for key in keys()}
+    known |= set(
+        re.findall(r"\b[a-z]+(?:_[a-z]+)+\b", (CHECKOUT / "ansible/roles/lbagent/meta/argument_specs.yml").read_text())
+    )
+    known |= OTHERS | {"preferred_lft"}  # words of others
+    strange = [
+        f"{page.relative_to(CHECKOUT)}: {word}"
+        for page, text in pages().items()
+        if page.is_relative_to(DOCS) and GENERATED not in text
+        for word in INLINE.findall(prose(text))
+        if re.fullmatch(r"[a-z]+(_[a-z]+)+", word) and not word.startswith("test_") and word not in known
+    ]
+    assert strange == []
