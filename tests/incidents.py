@@ -17,6 +17,7 @@ from unittest import mock
 
 from click.testing import CliRunner
 
+from lbagent import __version__
 from lbagent.agent.answers import Answers
 from lbagent.agent.control import Control
 from lbagent.agent.drain import Drain
@@ -106,11 +107,10 @@ class Incident:
                 result = CliRunner().invoke(ctl.main, list(arguments))
         if result.exception and not isinstance(result.exception, SystemExit):
             raise result.exception
-        code = f"\n$ echo $?\n{result.exit_code}" if result.exit_code else ""
-        return (
-            "\n".join(line.rstrip() for line in f"lbctl {' '.join(arguments)}\n{result.output}".split("\n")).rstrip()
-            + code
+        screen = f"lbctl {' '.join(arguments)}\n{result.output.rstrip()}".replace(
+            f"lbagent {__version__}", "lbagent 0.1.0"
         )
+        return screen + (f"\n$ echo $?\n{result.exit_code}" if result.exit_code else "")
 
     def _answers(self, folder: Path) -> Answers:
         machine = self.machine
