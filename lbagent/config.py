@@ -226,6 +226,8 @@ class Peer(_Section):
     next_hop: NextHop = NextHop()
     graceful_restart_s: int = Field(default=0, ge=0, le=4095, description="Restart time; 0: off")
     add_path: bool = Field(default=False, description="Offer to send add-path")
+    bfd_ms: int = Field(default=0, ge=0, le=60_000, multiple_of=10, description="BFD: between two packets; 0: off")
+    bfd_multiplier: int = Field(default=3, ge=2, le=255, description="BFD: packets missed until the router lets go")
     max_routes: int = Field(default=0, ge=0, description="Never announce more than this; 0: no limit of ours")
 
     @property

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Configuration -> the files ExaBGP reads. Pure: texts in, texts out; the only door to jinja2.
+"""Configuration -> the files ExaBGP and bfdd read. Pure: texts in, texts out; the only door to jinja2.
 
 What ExaBGP accepts without a word but should not (graceful restart above 12 bits, a neighbor
 without families, values that a template overrides) cannot come out of here: the configuration is
@@ -33,6 +33,11 @@ def exabgp_conf(bgp: Bgp, paths: Paths, *, python: str, password_by_peer: Mappin
 def exabgp_env(bgp: Bgp, *, user: str) -> str:
     """ExaBGP's environment file. ``user``: who it becomes when it is started as root."""
     return template("exabgp.env.j2").render(listen=bgp.listen, port=bgp.port, user=user)
+
+
+def bfdd_conf(bgp: Bgp) -> str:
+    """Configuration of FRR's bfdd for the peers that have ``bfd_ms``."""
+    return template("bfdd.conf.j2").render(peers=[peer for peer in bgp.peers if peer.bfd_ms])
 
 
 def _relay_command(bgp: Bgp, paths: Paths, *, python: str) -> list[str]:

@@ -10,12 +10,12 @@ import asyncio
 import json
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from lbagent import log
 from lbagent.backoff import Backoff
-from lbagent.bgp import command
+from lbagent.bgp import bfd, command
 from lbagent.bgp.command import Neighbor
 from lbagent.bgp.ledger import Kind, Ledger, Order
 from lbagent.bgp.render import SOCKET
@@ -26,6 +26,7 @@ from lbagent.model.route import PeerState, Route, SessionState
 WINDOW = 2
 TICK_S = 0.25
 AUDIT_S = 60.0
+BFD_S = 1.0
 LINE_LIMIT = 64 << 20  # an audit of 100,000 routes is one line of 25 MB
 
 _log = log.get("bgp")
@@ -92,6 +93,9 @@ class Speaker:
         self._restarts = 0
         self._next_audit = 0.0
         self._state: SpeakerState | None = None
+        self._bfd_folder = paths.run / "bfd"
+        self._bfd_peers: tuple[str, ...] = ()
+        self._bfd_states: dict[str, str] = {}
         self.reconfigure(bgp)
 
     def want(self, routes: frozenset[Route]) -> None:
@@ -105,6 +109,7 @@ class Speaker:
     def reconfigure(self, bgp: Bgp) -> None:
         """Peers were added, removed or changed; the books of the others stay as they are."""
         before, self._ledgers = self._ledgers, {}
+        self._bfd_peers = tuple(peer.address for peer in bgp.peers if peer.bfd_ms)
         for peer in bgp.peers:
             neighbor = Neighbor.of(bgp, peer)
             ledger = before.get(neighbor.address) or Ledger(neighbor)
@@ -137,6 +142,22 @@ class Speaker:
 
     async def run(self) -> None:
         """Until cancelled: connect to the relay, serve, and again when it is gone."""
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._keep_connected(), name="relay")
+            tasks.create_task(self._watch_bfd(), name="bfd")
+
+    async def _watch_bfd(self) -> None:
+        """Look at BFD's sessions, while there are any to look at."""
+        while True:
+            states = await bfd.peer_states(self._bfd_folder) if self._bfd_peers else {}
+            states = {address: states.get(address, "unknown") for address in self._bfd_peers}
+            if states != self._bfd_states:
+                self._bfd_states = states
+                _log.info("bfd changed", **{self._ledgers[a].neighbor.name: state for a, state in states.items()})
+                self._touch()
+            await asyncio.sleep(BFD_S)
+
+    async def _keep_connected(self) -> None:
         backoff = Backoff(first_s=0.2, cap_s=2.0)
         while True:
             try:
@@ -325,7 +346,10 @@ class Speaker:
             synced=adopted and len(known) == len(ledgers) and all(ledger.is_settled for ledger in known),
             routes=routes,
             attracting=attracting,
-            peers={ledger.neighbor.name: ledger.peer_state() for ledger in ledgers},
+            peers={
+                ledger.neighbor.name: replace(ledger.peer_state(), bfd=self._bfd_states.get(address, ""))
+                for address, ledger in self._ledgers.items()
+            },
             restarts=self._restarts,
             epoch=self._epoch,
             mended=sum(ledger.mended for ledger in ledgers),

@@ -69,6 +69,8 @@ def _values(config: Config, peer: Peer) -> dict[str, object]:
         "extended_next_hop": render.needs_extended_next_hop(peer),
         "max_prefixes": {f.value: peer.max_routes or _size(ranges, int(f.value[-1])) for f in Family},
         "ecmp": ECMP,
+        "bfd_ms": peer.bfd_ms,
+        "bfd_multiplier": peer.bfd_multiplier,
     }
 
 

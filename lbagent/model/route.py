@@ -58,7 +58,10 @@ class SessionState(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PeerState:
-    """A session as observed. ``since`` is on the clock of Snapshot.now."""
+    """A session as observed. ``since`` is on the clock of Snapshot.now.
+
+    ``bfd`` is bfdd's word (``up``, ``down``, ``init``), ``unknown`` when it does not answer, empty without BFD.
+    """
 
     name: str
     address: str
@@ -70,3 +73,4 @@ class PeerState:
     hold_time_s: int = 0
     sent: int = 0
     acknowledged: int = 0
+    bfd: str = ""

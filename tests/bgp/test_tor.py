@@ -27,7 +27,8 @@ def config(**bgp: Any) -> Config:
         {"name": "tor1", "address": "10.0.1.2", "local_address": "10.0.1.1", "peer_as": 65101, "max_routes": 50},
         {"name": "tor1-v6", "address": "fd00:1::2", "local_address": "fd00:1::1", "peer_as": 65101}
         | {"families": ["ipv4", "ipv6"], "gtsm": True, "graceful_restart_s": 15, "hold_time_s": 3},
-        {"name": "spine", "address": "10.9.9.2", "local_address": "10.9.9.1", "peer_as": 65200, "multihop_ttl": 3},
+        {"name": "spine", "address": "10.9.9.2", "local_address": "10.9.9.1", "peer_as": 65200, "multihop_ttl": 3}
+        | {"bfd_ms": 300},
     ]
     return make_config(**{"local_as": 65001, "router_id": "10.0.1.1", "peers": peers, **bgp})
 
