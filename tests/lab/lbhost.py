@@ -126,11 +126,15 @@ class LbHost:
             f"{self.name}-bgp", self.namespace.command(*argv), log=self.folder / "bgp.log"
         )
 
+    @property
+    def agent_command(self) -> list[str]:
+        """As ``lbagent.service`` has it."""
+        return [str(BIN / "lbagent"), "run", "--config", str(self.config_file)]
+
     def start_agent(self) -> None:
         """The agent, as ``lbagent.service`` starts it."""
-        argv = [str(BIN / "lbagent"), "run", "--config", str(self.config_file)]
         log = self.folder / "agent.log"
-        self.agent = self.inventory.start(f"{self.name}-agent", self.namespace.command(*argv), log=log)
+        self.agent = self.inventory.start(f"{self.name}-agent", self.namespace.command(*self.agent_command), log=log)
 
     def kill_agent(self) -> int:
         """SIGKILL; returns the pid that is gone."""
