@@ -36,12 +36,15 @@ LB_INLINE __u32 hint_index6(const __be32 *a)
 			   (a[3] << 21 | a[3] >> 11));
 }
 
-/* Key of lb_index. */
+/* Key of lb_index: one multiplication will do, for nobody chooses VIPs to collide. */
 LB_INLINE __u64 index_hash(const __be32 *address, __be16 port, __u8 protocol, const int v6)
 {
 	__u64 x = (__u64)port << 16 | protocol;
 
-	return v6 ? mix(mix_address(address, x)) : mix(x | (__u64)address[0] << 32);
+	if (v6)
+		return mix_address(address, x);
+	x = (x | (__u64)address[0] << 32) * 0xd6e8feb86659fd93ull;
+	return x ^ (x >> 32);
 }
 
 /* Slot of a ring, by multiplication instead of modulo. */

@@ -29,18 +29,26 @@
 #define LOOKUP(name, key) bpf_map_lookup_elem_(MAP(name), key)
 #define ONCE(x) (*(const volatile __typeof__(x) *)&(x))
 
-/* What the journey has found out so far. */
-struct journey {
-	struct packet p;
-	struct config *config;
-	__u32 trial;
-	__u32 untraced; /* a trial, or a quoted flow: changes no state */
+/* What is left of the journey at its exit. It stays in memory: kept in registers, these would be
+ * written anew at every fork of the road.
+ */
+struct result {
+	__u32 bytes; /* of the IP packet as it arrived */
 	__u32 vip_id;
 	__u32 backend_id;
 	__u32 is_reply;
 	__u32 is_new; /* a new flow was admitted */
 	__u32 egress; /* interface index */
 	__u32 mtu;    /* what would have fitted */
+};
+
+/* What the journey knows on its way. */
+struct journey {
+	struct packet p;
+	struct config *config;
+	struct result *result;
+	__u32 trial;
+	__u32 untraced; /* a trial, or a quoted flow: changes no state */
 };
 
 /* ---- maps ------------------------------------------------------------------------------------ */
@@ -95,7 +103,7 @@ LB_INLINE struct vip *find_vip(struct journey *j, const int v6)
 	if (!id || !vip || vip->port != p->local_port || vip->protocol != p->protocol ||
 	    !same_address(vip->address, destination_of(p, v6), v6))
 		return 0;
-	j->vip_id = id;
+	j->result->vip_id = id;
 	return vip;
 }
 
@@ -252,7 +260,7 @@ LB_INLINE int source_allowed(struct packet *p, __u32 set, const int v6)
 
 LB_INLINE int new_flow_allowed(struct journey *j, const struct vip *vip, __u32 now, const int v6)
 {
-	struct limit_key key = {.vip = j->vip_id};
+	struct limit_key key = {.vip = j->result->vip_id};
 	struct limit *limit, first = {.tick = now, .spent = 1};
 
 	if (!vip->new_flows_per_tick || j->untraced)
@@ -285,7 +293,7 @@ LB_INLINE __u64 ring_hash(struct journey *j, const struct vip *vip, const int v6
 LB_INLINE __u32 backend_of_client(struct journey *j, const struct vip *vip, const struct target *t,
 				  __u32 backend, __u32 now, const int v6)
 {
-	struct client_key key = {.vip = j->vip_id, .generation = vip->salt};
+	struct client_key key = {.vip = j->result->vip_id, .generation = vip->salt};
 	struct client *client, first = {.seen = now, .backend = backend};
 
 	copy_address(key.address, j->p.remote, v6);
@@ -309,11 +317,11 @@ LB_INLINE enum verdict choose_backend(struct journey *j, const struct vip *vip,
 {
 	if (!new_flow_allowed(j, vip, now, v6))
 		return LB_NEW_FLOW_LIMIT;
-	j->backend_id = ring_backend(t->ring, ring_hash(j, vip, v6));
-	if (!j->backend_id)
+	j->result->backend_id = ring_backend(t->ring, ring_hash(j, vip, v6));
+	if (!j->result->backend_id)
 		return LB_NO_BACKEND;
 	if (vip->affinity_ticks)
-		j->backend_id = backend_of_client(j, vip, t, j->backend_id, now, v6);
+		j->result->backend_id = backend_of_client(j, vip, t, j->result->backend_id, now, v6);
 	return LB_CONTINUE;
 }
 
@@ -326,7 +334,7 @@ LB_INLINE enum verdict may_leave(struct journey *j, __u32 path, __u32 more, cons
 		return LB_NO_NEXTHOP;
 	if (ttl_is_over(&j->p, v6))
 		return LB_TTL_EXPIRED;
-	j->mtu = (path >> LB_PATH_MTU_SHIFT) - more;
+	j->result->mtu = (path >> LB_PATH_MTU_SHIFT) - more;
 	if (j->p.bytes + more > path >> LB_PATH_MTU_SHIFT)
 		return LB_TOO_BIG;
 	return LB_CONTINUE;
@@ -373,7 +381,7 @@ LB_INLINE int set_link(struct xdp_md *ctx, struct journey *j, const struct neigh
 	p->link = link;
 	p->l3 = p->start + link;
 	LB_KEEP(p->l3);
-	j->egress = hop->ifindex;
+	j->result->egress = hop->ifindex;
 	return 0;
 }
 
@@ -410,11 +418,11 @@ LB_INLINE void remember_fragment(struct journey *j, const struct ends *new, __u8
 		return;
 	f = &s->fragment;
 	f->seen = now_ticks();
-	f->vip = j->vip_id;
-	f->backend = j->backend_id;
+	f->vip = j->result->vip_id;
+	f->backend = j->result->backend_id;
 	f->router = router;
 	f->mode = mode;
-	f->is_reply = j->is_reply;
+	f->is_reply = j->result->is_reply;
 	if (new) {
 		copy_address(f->source, new->source, v6);
 		copy_address(f->destination, new->destination, v6);
@@ -449,7 +457,7 @@ LB_INLINE struct flow_key flow_key_of(struct journey *j, const int v6)
 {
 	__be32 *client = j->p.remote;
 	struct flow_key k = {
-		.key = (__u64)client[0] << 32 | (j->vip_id & 0xffff) << 16 | j->p.remote_port,
+		.key = (__u64)client[0] << 32 | (j->result->vip_id & 0xffff) << 16 | j->p.remote_port,
 	};
 
 	if (v6) {
@@ -537,7 +545,7 @@ LB_INLINE void nat_admit(struct journey *j, const struct vip *vip, struct nat_en
 
 	e->key = k->key;
 	e->more = k->more;
-	e->where = (__u64)k->rest | (__u64)j->backend_id << 32 | (__u64)router_id_of(j, v6) << 48;
+	e->where = (__u64)k->rest | (__u64)j->result->backend_id << 32 | (__u64)router_id_of(j, v6) << 48;
 	*(volatile __u64 *)&e->life = nat_life(state, vip->salt, now);
 }
 
@@ -546,7 +554,7 @@ LB_INLINE int nat_stays(struct journey *j, const struct target *t, __u64 life, _
 {
 	__u32 state = nat_state(life);
 
-	if (!ring_has(t->ring, j->backend_id, 0))
+	if (!ring_has(t->ring, j->result->backend_id, 0))
 		return 0;
 	if (state >= LB_NAT_UDP)
 		return nat_idle(life, now) <= j->config->timeout[state];
@@ -568,7 +576,7 @@ LB_INLINE enum verdict nat_send(struct xdp_md *ctx, struct journey *j, const str
 	__u32 snat_id = bucket >> LB_NAT_SHIFT;
 	__u32 slot = ((bucket & ((1u << LB_NAT_SHIFT) - 1)) << 2) + way;
 	struct snat *snat = LOOKUP(lb_snats, &snat_id);
-	struct neighbour *backend = get_backend(j->backend_id);
+	struct neighbour *backend = get_backend(j->result->backend_id);
 	enum verdict v;
 	__u32 path;
 
@@ -623,7 +631,7 @@ LB_INLINE enum verdict nat_forward(struct xdp_md *ctx, struct journey *j, const 
 		way = lb_forget(way, hash, LB_NAT_WAYS - 1);
 		e = &b->entries[way];
 		life = ONCE(e->life);
-		j->backend_id = (__u16)(e->where >> 32);
+		j->result->backend_id = (__u16)(e->where >> 32);
 		if (nat_stays(j, t, life, now)) {
 			nat_touch(j, e, life, nat_state_after_client(nat_state(life), j->p.tcp_flags),
 				  now);
@@ -661,7 +669,7 @@ LB_INLINE enum verdict nat_forward(struct xdp_md *ctx, struct journey *j, const 
 		way = lb_forget(way, hash, LB_NAT_WAYS - 1);
 	}
 	nat_admit(j, vip, &b->entries[(__u32)way % LB_NAT_WAYS], &k, now, v6);
-	j->is_new = 1;
+	j->result->is_new = 1;
 send:
 	return nat_send(ctx, j, t, at, (__u32)way % LB_NAT_WAYS, v6);
 }
@@ -693,9 +701,9 @@ LB_INLINE enum verdict nat_reply(struct xdp_md *ctx, struct journey *j, __u32 sn
 	    read_target(vip).node_port != p->remote_port ||
 	    !same_address(backend->address, p->remote, v6))
 		return LB_NO_SLOT;
-	j->vip_id = (__u16)(e->key >> 16);
-	j->backend_id = (__u16)(e->where >> 32);
-	j->is_reply = 1;
+	j->result->vip_id = (__u16)(e->key >> 16);
+	j->result->backend_id = (__u16)(e->where >> 32);
+	j->result->is_reply = 1;
 	router = get_router(e->where >> 48, v6);
 	if (!router)
 		return LB_NO_NEXTHOP;
@@ -796,11 +804,11 @@ LB_INLINE enum verdict flow_backend(struct journey *j, const struct vip *vip, co
 		i = lb_forget(i, hash, 7);
 		e = line->flows[i & 7];
 		if (flow_stays(j, t, e, now)) {
-			j->backend_id = (__u16)e;
+			j->result->backend_id = (__u16)e;
 			stage = j->p.tcp_flags & (LB_TCP_FIN | LB_TCP_RST) ? FLOW_CLOSING
 				: FLOW_STAGE(e) == FLOW_CLOSING		   ? FLOW_CLOSING
 									   : FLOW_AGAIN;
-			fresh = flow_entry(tag, stage, now, j->backend_id);
+			fresh = flow_entry(tag, stage, now, j->result->backend_id);
 			if (fresh != e && !j->untraced)
 				line->flows[i & 7] = fresh;
 			return LB_CONTINUE;
@@ -809,11 +817,11 @@ LB_INLINE enum verdict flow_backend(struct journey *j, const struct vip *vip, co
 	v = choose_backend(j, vip, t, now, v6);
 	if (v != LB_CONTINUE)
 		return v;
-	j->is_new = is_syn(&j->p) || j->p.protocol == IPPROTO_UDP;
+	j->result->is_new = is_syn(&j->p) || j->p.protocol == IPPROTO_UDP;
 	if (!is_syn(&j->p) && !j->untraced) {
 		if (i < 0)
 			i = flow_victim(line, now);
-		line->flows[i & 7] = flow_entry(tag, FLOW_ONCE, now, j->backend_id);
+		line->flows[i & 7] = flow_entry(tag, FLOW_ONCE, now, j->result->backend_id);
 	}
 	return LB_CONTINUE;
 }
@@ -821,7 +829,7 @@ LB_INLINE enum verdict flow_backend(struct journey *j, const struct vip *vip, co
 /* Send the packet, unchanged but for its TTL, to its backend's MAC address or through a tunnel. */
 LB_INLINE enum verdict dsr_send(struct xdp_md *ctx, struct journey *j, __u8 mode, const int v6)
 {
-	struct neighbour *backend = get_backend(j->backend_id);
+	struct neighbour *backend = get_backend(j->result->backend_id);
 	struct packet *p = &j->p;
 	__u32 path, outer = 0;
 	enum verdict v;
@@ -889,9 +897,9 @@ LB_INLINE enum verdict follow_first_fragment(struct xdp_md *ctx, struct journey 
 	f = LOOKUP(lb_fragments, &s->fragment_key);
 	if (!f || now_ticks() - f->seen > FRAGMENT_TICKS)
 		return LB_CONTINUE;
-	j->vip_id = f->vip;
-	j->backend_id = f->backend;
-	j->is_reply = f->is_reply;
+	j->result->vip_id = f->vip;
+	j->result->backend_id = f->backend;
+	j->result->is_reply = f->is_reply;
 	if (f->mode != LB_MODE_NAT) {
 		v = dsr_send(ctx, j, f->mode, v6);
 		return v <= LB_LAST_FORWARD ? LB_FRAGMENT_FORWARD : v;
@@ -922,7 +930,7 @@ LB_INLINE enum verdict answer_echo(struct journey *j, const int v6)
 		return LB_MALFORMED;
 	turn_link(eth);
 	write_echo_reply(&j->p, v6);
-	j->egress = j->p.ingress;
+	j->result->egress = j->p.ingress;
 	return LB_ECHO_ANSWERED;
 }
 
@@ -1009,7 +1017,7 @@ LB_INLINE int resize(struct xdp_md *ctx, struct journey *j, const struct questio
 	__builtin_memcpy((void *)eth + 12, q->types, sizeof(q->types));
 	p->l3 = p->start + p->link;
 	LB_KEEP(p->l3);
-	j->egress = p->ingress;
+	j->result->egress = p->ingress;
 	return 0;
 }
 
@@ -1058,7 +1066,7 @@ LB_INLINE int answer_error(struct xdp_md *ctx, struct journey *j, const struct q
 		type = v6 ? ICMPV6_DEST_UNREACH : ICMP_DEST_UNREACH;
 		code = v6 ? ICMPV6_PORT_UNREACH : ICMP_PORT_UNREACH;
 	}
-	write_icmp_error(icmp, q, type, code, v == LB_TOO_BIG ? j->mtu : 0, v6);
+	write_icmp_error(icmp, q, type, code, v == LB_TOO_BIG ? j->result->mtu : 0, v6);
 	return 0;
 }
 
@@ -1109,6 +1117,7 @@ LB_INLINE enum verdict journey(struct xdp_md *ctx, struct journey *j, const int 
 
 	if (v6 ? parse_ip6(p) : parse_ip4(p))
 		return LB_NOT_OURS;
+	j->result->bytes = p->bytes;
 	hint = address_hint(p, v6);
 	if (!hint)
 		return LB_NOT_OURS;
@@ -1138,7 +1147,7 @@ LB_INLINE enum verdict journey(struct xdp_md *ctx, struct journey *j, const int 
 	return dsr_forward(ctx, j, vip, &t, v6);
 }
 
-LB_INLINE void count(struct journey *j, enum verdict v, __u32 id)
+LB_INLINE void count(const struct result *r, enum verdict v, __u32 id)
 {
 	struct counter *c = get_counter(id);
 
@@ -1146,56 +1155,54 @@ LB_INLINE void count(struct journey *j, enum verdict v, __u32 id)
 		return;
 	if (v > LB_LAST_ANSWER) {
 		c->drops++;
-	} else if (j->is_reply) {
+	} else if (r->is_reply) {
 		c->replies++;
-		c->reply_bytes += j->p.bytes;
+		c->reply_bytes += r->bytes;
 	} else {
 		c->packets++;
-		c->bytes += j->p.bytes;
+		c->bytes += r->bytes;
 	}
-	if (j->is_new)
-		c->flows++;
-}
-
-LB_INLINE void count_verdict(struct journey *j, enum verdict v)
-{
-	struct counter *c = get_counter(v);
-
-	if (!c)
-		return;
-	c->packets++;
-	c->bytes += j->p.bytes;
+	c->flows += r->is_new;
 }
 
 /* The one exit: count the verdict and make it an action. */
-LB_INLINE int leave(struct journey *j, enum verdict v)
+LB_INLINE int leave(const struct journey *j, enum verdict v)
 {
+	struct result *r = j->result;
 	int action = XDP_DROP;
+	struct counter *c;
 
-	v = lb_forget(v, j->p.bytes, 63);
-	j->vip_id = lb_forget(j->vip_id, j->p.bytes, 0xffff);
-	j->backend_id = lb_forget(j->backend_id, j->p.bytes, 0xffff);
-	j->is_reply = lb_forget(j->is_reply, j->p.bytes, 1);
-	j->is_new = lb_forget(j->is_new, j->p.bytes, 1);
+	v = lb_forget(v, r->bytes, 63);
+	r->vip_id = lb_forget(r->vip_id, r->bytes, 0xffff);
+	r->backend_id = lb_forget(r->backend_id, r->bytes, 0xffff);
+	r->is_reply = lb_forget(r->is_reply, r->bytes, 1);
+	r->is_new = lb_forget(r->is_new, r->bytes, 1);
 	if (v <= LB_LAST_PASS)
 		action = XDP_PASS;
 	else if (v <= LB_LAST_ANSWER)
-		action = j->egress == j->p.ingress ? XDP_TX : XDP_REDIRECT;
+		action = r->egress == j->p.ingress ? XDP_TX : XDP_REDIRECT;
 	if (j->trial)
-		return action | v << 8 | j->backend_id << 16;
-	count_verdict(j, v);
-	if (j->vip_id)
-		count(j, v, LB_COUNTER_VERDICTS + j->vip_id);
-	if (j->backend_id)
-		count(j, v, LB_COUNTER_VERDICTS + LB_VIPS + j->backend_id);
-	return action == XDP_REDIRECT ? bpf_redirect(j->egress, 0) : action;
+		return action | v << 8 | r->backend_id << 16;
+	c = get_counter(v);
+	if (c) {
+		c->packets++;
+		c->bytes += r->bytes;
+	}
+	if (r->vip_id)
+		count(r, v, LB_COUNTER_VERDICTS + r->vip_id);
+	if (r->backend_id)
+		count(r, v, LB_COUNTER_VERDICTS + LB_VIPS + r->backend_id);
+	return action == XDP_REDIRECT ? bpf_redirect(r->egress, 0) : action;
 }
 
 int lb(struct xdp_md *ctx)
 {
-	struct journey j = {};
+	struct result result = {};
+	struct journey j;
 	enum verdict v;
 
+	asm volatile("" : : "r"(&result) : "memory"); /* in memory, see there */
+	j.result = &result;
 	j.p.ingress = ctx->ingress_ifindex;
 	j.trial = lb_forget(j.p.ingress == TRIAL_IFINDEX, j.p.ingress, 1);
 	j.untraced = j.trial;

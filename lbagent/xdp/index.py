@@ -42,7 +42,10 @@ def index_hash(address: str, port: int, protocol: int) -> int:
     packed = ipaddress.ip_address(address).packed
     words = struct.unpack(f"<{len(packed) // 4}I", packed)
     x = int.from_bytes(port.to_bytes(2, "big"), "little") << 16 | protocol
-    return mix(mix_address(words, x)) if len(words) == 4 else mix(x | words[0] << 32)
+    if len(words) == 4:
+        return mix_address(words, x)
+    x = (x | words[0] << 32) * 0xD6E8FEB86659FD93 & _MASK
+    return x ^ x >> 32
 
 
 class Index:
