@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import ExitStack, asynccontextmanager, contextmanager
 from pathlib import Path
 
 import pytest
@@ -562,17 +562,17 @@ async def test_a_lost_link_takes_its_node_away_and_brings_it_back(lane: Lane):
 
 async def test_flows_of_a_node_that_is_down_move_at_once(lane: Lane):
     async with serving(lane) as forwarder:
-        sockets = [lane.datagrams() for _ in range(16)]
-        for client in sockets:
-            client.send(b"to somebody")
-            assert client.recv(20) == b"to somebody"
-        survivor = ring_over(*NODES, down=[NODES[0]])
-        forwarder.program([forward_to(survivor, UDP_VIP)], [survivor])
-        Port(lane.nodes[0], "n0").down()
-        for client in sockets:
-            client.send(b"again")
-            assert client.recv(20) == b"again"
-            client.close()
+        with ExitStack() as clients:
+            sockets = [clients.enter_context(lane.datagrams()) for _ in range(16)]
+            for client in sockets:
+                client.send(b"to somebody")
+                assert client.recv(20) == b"to somebody"
+            survivor = ring_over(*NODES, down=[NODES[0]])
+            forwarder.program([forward_to(survivor, UDP_VIP)], [survivor])
+            Port(lane.nodes[0], "n0").down()
+            for client in sockets:
+                client.send(b"again")
+                assert client.recv(20) == b"again"
 
 
 async def test_a_node_with_a_new_mac_is_followed(lane: Lane):
