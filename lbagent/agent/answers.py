@@ -135,7 +135,11 @@ class Answers:
 
     async def _explain(self, arguments: Arguments) -> Any:
         last = self._last()
-        row = views.explain(last, str(arguments.get("name", "")))
+        key = views.find(last, str(arguments.get("name", "")))
+        row = views.explain(last, key)
+        row["sentences"] = [
+            {"about": s.about, "text": s.text, "is_obstacle": s.is_obstacle} for s in self._loop.explain(key)
+        ]
         row["changes"] = [
             change for change in self._journal.rows(last.snapshot.wall) if change["about"] in row["about"]
         ]

@@ -17,10 +17,12 @@ from lbagent.agent.apply import Writer
 from lbagent.agent.targets import Kernel, KernelState, Speaker, SpeakerState
 from lbagent.agent.world import World
 from lbagent.metrics import Metrics
+from lbagent.model.service import ServiceKey
 from lbagent.model.state import Desired, Observed, Snapshot
 from lbagent.model.step import Announce, Program, Step, Unprogram, Withdraw
 from lbagent.model.vip import Forward, Vip
 from lbagent.plan.desire import Memory, desire
+from lbagent.plan.explain import Sentence, explain
 from lbagent.plan.guard import Guarded, guard
 from lbagent.plan.steps import steps
 
@@ -83,6 +85,11 @@ class Loop:
         if self._event_at is None:
             self._event_at = self._world.clocks.monotonic()
         self._woken.set()
+
+    def explain(self, service: ServiceKey) -> tuple[Sentence, ...]:
+        """The last pass's decision about one Service, in sentences; none before the first pass."""
+        last = self.last
+        return explain(service, last.snapshot, last.desired, last.observed, memory=self._memory) if last else ()
 
     async def run(self) -> None:
         """Pass after pass, for ever."""

@@ -209,9 +209,8 @@ def around(last: Pass, layers: list[dict[str, str | int]], backend: str) -> Row:
     return row
 
 
-def explain(last: Pass, service: str) -> Row:
+def explain(last: Pass, key: ServiceKey) -> Row:
     """Everything about one Service, from its object to the routes of its addresses."""
-    key = _key(last, service)
     found = last.snapshot.services[key]
     judgement = last.desired.judgements.get(key)
     mine = sorted((f for f in last.desired.forwards.values() if f.service == key), key=lambda f: f.vip)
@@ -259,7 +258,8 @@ def _explain_vip(last: Pass, forward: Forward) -> Row:
     }
 
 
-def _key(last: Pass, name: str) -> ServiceKey:
+def find(last: Pass, name: str) -> ServiceKey:
+    """NAMESPACE/NAME, a name in namespace default, or an address. Raises ControlError."""
     namespace, slash, service = name.partition("/")
     key = ServiceKey(namespace, service) if slash else ServiceKey("default", namespace)
     if key in last.snapshot.services:

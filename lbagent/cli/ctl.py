@@ -162,18 +162,13 @@ def explain(ctx: click.Context, name: str) -> None:
 
 def _explain(result: Any) -> str:
     said = f"{result['reason'] or '-'}: {result['sentence']}" + (f" ({result['detail']})" if result["detail"] else "")
-    lines = [
-        table.facts(
-            {
-                "service": result["service"],
-                "addresses": result["addresses"],
-                "policy": result["policy"],
-                "class": result["class"],
-                "reason": said,
-                "next": result["hint"],
-            }
-        )
-    ]
+    lines = [table.facts({"service": result["service"], "addresses": result["addresses"], "reason": said})]
+    if result["hint"]:
+        lines.append(f"next       {result['hint']}")
+    lines.append("")
+    for sentence in result["sentences"]:
+        line = f"{'!' if sentence['is_obstacle'] else ' '} {sentence['about']:<9}  {sentence['text']}"
+        lines.append(click.style(line, bold=True) if sentence["is_obstacle"] else line)
     for vip in result["vips"]:
         head = {k: v for k, v in vip.items() if k not in ("backends", "vip")}
         lines += ["", f"vip {vip['vip']}", table.facts(head), table.rows(vip["backends"])]

@@ -54,7 +54,7 @@ async def test_an_unknown_service_is_an_error_with_a_hint() -> None:
     machine = Machine(one_service())
     last = await machine.settle()
     with pytest.raises(ControlError) as refused:
-        views.explain(last, "nosuch")
+        views.find(last, "nosuch")
     assert "lbctl show services" in refused.value.hint
 
 
