@@ -9,10 +9,10 @@ from contextlib import contextmanager
 import pytest
 
 from tests.lab.lab import Lab
-from tests.lab.poll import wait_for
+from tests.lab.poll import tail, wait_for
 from tests.lab.topology import CLIENT
 from tests.lab.tor import Session
-from tests.lab.traffic import Load, ask_udp, burst
+from tests.lab.traffic import Ledger, Load, ask_udp, burst
 
 pytestmark = pytest.mark.netns
 
@@ -26,6 +26,18 @@ def served(lab: Lab, name: str, **spec: object) -> str:
     address = lab.address_of(name)
     lab.wait_routes(address, tuple(lab.hosts))
     return address
+
+
+def trouble(lab: Lab, ledger: Ledger) -> list[str]:
+    """What failed or had to be sent again, by which link it left the ToR, and what the agents said last."""
+    clients = lab.tap.clients_by_host()
+    lines = [
+        f"{one.error or 'answered'} after {one.duration_s:.2f} s, {one.retransmits} retransmitted, client {one.client},"
+        f" seen towards {[name for name in lab.hosts if one.client in clients[name]]}"
+        for one in ledger.requests
+        if one.error or one.retransmits
+    ]
+    return [*lines, *(tail(log, lines=25) for log in lab.logs)] if lines else []
 
 
 @contextmanager
@@ -50,7 +62,7 @@ def no_bgp_message(lab: Lab, address: str) -> Iterator[None]:
 def test_a_service_is_reachable_through_both_hosts(tier: Lab, service_name: str, families: tuple[int, ...]) -> None:
     address = served(tier, service_name, families=families)
     ledger = burst(tier.client, address, HTTP, count=120, rate=RATE)
-    assert (ledger.by_error, ledger.retransmits) == ({}, 0)
+    assert trouble(tier, ledger) == []
     assert len(ledger.by_pod) == 3
     carriers = tier.tap.carriers(ledger)
     assert set(carriers) == {"lb1", "lb2"}, carriers
@@ -62,7 +74,7 @@ def test_a_service_is_reachable_through_both_hosts(tier: Lab, service_name: str,
 def test_with_policy_local_the_pod_sees_the_lb_host_that_carried_the_request(tier: Lab, service_name: str) -> None:
     address = served(tier, service_name, pods=2, externalTrafficPolicy="Local")
     ledger = burst(tier.client, address, HTTP, count=60, rate=RATE)
-    assert ledger.by_error == {}
+    assert trouble(tier, ledger) == []
     by_snat = {host.name: ledger.by_source.get(host.lb.snat.ip4, 0) for host in tier.hosts.values()}
     assert by_snat == tier.tap.carriers(ledger)
     assert CLIENT.ip4 not in ledger.by_source  # nat mode: the pod sees us, not the client
@@ -85,7 +97,7 @@ def test_an_agent_that_ends_under_load_costs_no_request_and_no_bgp_message(
         host.start_agent()
         host.wait_ready()
         time.sleep(1.0)
-    assert load.ledger.by_error == {}
+    assert trouble(tier, load.ledger) == []
     assert tier.tap.carriers(alone)["lb1"] > 0
 
 
@@ -98,12 +110,12 @@ def test_a_host_that_loses_power_loses_its_route_and_no_later_request(tier: Lab,
         gone = time.monotonic()
         time.sleep(2.0)
     later = load.ledger.between(gone)
-    assert later.by_error == {}
+    assert trouble(tier, later) == []
     assert tier.tap.carriers(later) == {"lb1": 0, "lb2": later.sent}
     tier.hosts["lb1"].power_on()
     tier.wait_routes(address, ("lb1", "lb2"), limit_s=60)
     back = burst(tier.client, address, HTTP, count=60, rate=RATE)
-    assert back.by_error == {}
+    assert trouble(tier, back) == []
     assert tier.tap.carriers(back)["lb1"] > 0
 
 
@@ -148,7 +160,7 @@ def test_agents_that_start_while_the_api_is_silent_serve_from_memory(tier: Lab, 
             time.sleep(1.0)
     finally:
         apiserver.kill(signal.SIGCONT)
-    assert load.ledger.by_error == {}
+    assert trouble(tier, load.ledger) == []
     for host in tier.hosts.values():
         wait_for(
             f"{host.name} to hear the API again",
