@@ -9,7 +9,7 @@ further (families from different pools, cool-down, quota) docs/reference/service
 All hosts come to the same answer from the same Snapshot; only the lease holder acts on it.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass, field
 
 from lbagent.model.pool import Assignment, Pool, Reservation
@@ -19,6 +19,7 @@ from lbagent.model.state import Settings, Snapshot
 from lbagent.plan import request as requests
 from lbagent.plan.facts import Facts, Held, Holding, age
 from lbagent.plan.pools import Cursor, PoolIndex, admits, has_family, index
+from lbagent.plan.register import Register
 from lbagent.plan.request import address_text, parse_address
 
 
@@ -69,17 +70,16 @@ def _refused_by(one: Facts, holders: Iterable[Facts]) -> Judgement | None:
     return None
 
 
-def adopt(
-    claimants_by_address: Mapping[str, Iterable[ServiceKey]], facts: Mapping[ServiceKey, Facts]
-) -> dict[ServiceKey, Holding]:
+def adopt(register: Register) -> dict[ServiceKey, Holding]:
     """Conflicts settled: of Services that may not share an address, the older keeps it.
 
     Returns what is left to those that must give way; everybody else's claim stands.
     """
     result: dict[ServiceKey, Holding] = {}
-    for address in sorted(claimants_by_address):
+    for address in sorted(register.contested):
         kept: list[Facts] = []
-        for one in sorted((facts[key] for key in claimants_by_address[address]), key=lambda one: age(one.service)):
+        claimants = [register.facts[key] for key in register.claimants[address]]
+        for one in sorted(claimants, key=lambda one: age(one.service)):
             refusal = _refused_by(one, kept)
             if refusal is None:
                 kept.append(one)
@@ -96,46 +96,56 @@ def _without(holding: Holding, address: str, refusal: Judgement) -> Holding:
 
 
 class Ledger:
-    """Who has what while addresses are given out; lives for one pass."""
+    """Who has what while addresses are given out; lives for one pass.
 
-    def __init__(
-        self,
-        snapshot: Snapshot,
-        facts: Mapping[ServiceKey, Facts],
-        giving_way: Mapping[ServiceKey, Holding],
-    ) -> None:
+    What stands in the statuses is looked up in the Register; only what this pass adds is kept here.
+    """
+
+    def __init__(self, snapshot: Snapshot, register: Register, giving_way: Mapping[ServiceKey, Holding]) -> None:
         self.pools = index(snapshot.settings.pools)
         self._settings: Settings = snapshot.settings
-        self._facts = facts
         self._labels = snapshot.namespace_labels
-        self._holders: dict[str, list[ServiceKey]] = {}
-        self._taken: dict[int, set[int]] = {4: set(), 6: set()}
+        self._register = register
+        self._facts = register.facts
+        self._giving_way = giving_way
+        self._joined: dict[str, list[ServiceKey]] = {}
+        self._fresh: dict[int, set[int]] = {4: set(), 6: set()}
         self._cooling: dict[int, dict[int, ServiceKey]] = {4: {}, 6: {}}
         self._sticky: dict[ServiceKey, list[tuple[int, int]]] = {}
-        self._addresses_by_namespace: dict[str, set[str]] = {}
         self._by_sharing_key: dict[str, list[Held]] = {}
+        self._addresses_by_namespace: dict[str, set[str]] = {}
         self._cursors: dict[tuple[str, int], Cursor] = {}
-        self._blocked = {family: _Union(self._taken[family], self._cooling[family]) for family in (4, 6)}
-        lingering: list[tuple[str, ServiceKey]] = []
-        for key, one in facts.items():
-            if one.foreign:
-                self._block(one)
-                continue
-            holding = giving_way.get(key, one.claim) if giving_way else one.claim
-            for item in holding.held:
-                self.take(one, item)
-            if holding.surplus or holding.lost:
-                lingering += [(address, key) for address in (*holding.surplus, *(a for a, _ in holding.lost))]
-        for address, key in lingering:
-            if address not in self._holders:
-                self._cool(address, key)  # still written in a status: nobody's yet
+        self._blocked = {f: _Union((register.values[f], self._fresh[f], self._cooling[f])) for f in (4, 6)}
+        for key in register.foreign:
+            self._block(self._facts[key])
+        for key in register.sharers:
+            self._invite(self._facts[key], self._holding(key).held)
+        if self._settings.namespace_quota:
+            for key in self._facts:
+                self._count(key, self._holding(key).held)
         self._expect(snapshot.pending)
+        for key in sorted(register.lingering | giving_way.keys()):
+            holding = self._holding(key)
+            for address in (*holding.surplus, *(address for address, _ in holding.lost)):
+                if not self._holders(address):
+                    self._cool(address, key)  # still written in a status: nobody's yet
         self._reserve(snapshot.reservations, snapshot.wall)
+
+    def _holding(self, key: ServiceKey) -> Holding:
+        return self._giving_way.get(key, self._facts[key].claim)
+
+    def _holders(self, address: str) -> list[ServiceKey]:
+        """By status and by what was given in this pass, sorted."""
+        found = set(self._joined.get(address, ()))
+        for key in self._register.claimants.get(address, ()):
+            if key not in self._giving_way or any(h.address == address for h in self._giving_way[key].held):
+                found.add(key)
+        return sorted(found)
 
     def _expect(self, pending: Mapping[ServiceKey, Assignment]) -> None:
         for key, assignment in pending.items():
             for item in _pending(assignment, self.pools):
-                if key in self._facts and key not in self._holders.get(item.address, ()):
+                if key in self._facts and key not in self._holders(item.address):
                     self.take(self._facts[key], item)
 
     def _block(self, foreign: Facts) -> None:
@@ -143,13 +153,20 @@ class Ledger:
         for address in foreign.service.status_addresses:
             parsed = parse_address(address)
             if parsed:
-                self._holders.setdefault(address, []).append(foreign.key)
-                self._taken[parsed[0]].add(parsed[1])
+                self._joined.setdefault(address, []).append(foreign.key)
+                self._fresh[parsed[0]].add(parsed[1])
+
+    def _invite(self, one: Facts, held: Iterable[Held]) -> None:
+        if one.wish.sharing_key and not one.service.deleting:
+            self._by_sharing_key.setdefault(one.wish.sharing_key, []).extend(held)
+
+    def _count(self, key: ServiceKey, held: Iterable[Held]) -> None:
+        self._addresses_by_namespace.setdefault(key.namespace, set()).update(item.address for item in held)
 
     def _reserve(self, reservations: Mapping[str, Reservation], wall: float) -> None:
         for reservation in reservations.values():
             parsed = parse_address(reservation.address)
-            if parsed is None or reservation.address in self._holders:
+            if parsed is None or self._holders(reservation.address):
                 continue
             self._sticky.setdefault(reservation.service, []).append(parsed)
             is_cooling = 0 <= wall - reservation.released < self._settings.cool_down_s
@@ -163,17 +180,16 @@ class Ledger:
             cooling[parsed[1]] = min(cooling.get(parsed[1], key), key)
 
     def take(self, one: Facts, item: Held) -> None:
-        """Note that a Service has an address."""
-        self._holders.setdefault(item.address, []).append(one.key)
-        self._taken[item.family].add(item.value)
+        """Note that a Service is given an address."""
+        self._joined.setdefault(item.address, []).append(one.key)
+        self._fresh[item.family].add(item.value)
         self._cooling[item.family].pop(item.value, None)
-        self._addresses_by_namespace.setdefault(one.key.namespace, set()).add(item.address)
-        if one.wish.sharing_key and not one.service.deleting:
-            self._by_sharing_key.setdefault(one.wish.sharing_key, []).append(item)
+        self._count(one.key, (item,))
+        self._invite(one, (item,))
 
     def leave(self, key: ServiceKey, item: Held) -> None:
         """Note that a Service moves away from an address: nobody joins it there any more."""
-        if self._holders[item.address] == [key]:
+        if self._holders(item.address) == [key]:
             self._cooling[item.family].setdefault(item.value, key)
             for items in self._by_sharing_key.values():
                 if item in items:
@@ -181,17 +197,15 @@ class Ledger:
 
     def give_back(self, key: ServiceKey, item: Held) -> None:
         """Undo a ``take``."""
-        holders = self._holders[item.address]
-        holders.remove(key)
+        self._joined[item.address].remove(key)
+        holders = self._holders(item.address)
+        if not any(holder.namespace == key.namespace for holder in holders):
+            self._addresses_by_namespace[key.namespace].discard(item.address)
         if not holders:
-            del self._holders[item.address]
-            self._taken[item.family].discard(item.value)
-        namespace = key.namespace
-        if not any(holder.namespace == namespace for holder in holders):
-            self._addresses_by_namespace[namespace].discard(item.address)
-        for items in self._by_sharing_key.values():
-            if item in items and not holders:
-                items.remove(item)
+            self._fresh[item.family].discard(item.value)
+            for items in self._by_sharing_key.values():
+                if item in items:
+                    items.remove(item)
 
     def request(self, one: Facts, family: int) -> Held | Judgement:
         """The very address a Service asks for, or why not."""
@@ -252,7 +266,7 @@ class Ledger:
 
     def _judge(self, one: Facts, item: Held) -> Judgement | None:
         """Why a Service may not have this address now."""
-        holders = sorted(key for key in self._holders.get(item.address, ()) if key != one.key)
+        holders = [key for key in self._holders(item.address) if key != one.key]
         refusal = _refused_by(one, [self._facts[key] for key in holders])
         if refusal:
             return Judgement(reason=refusal.reason, detail=f"{item.address}: {refusal.detail}")
@@ -313,13 +327,12 @@ class Ledger:
 
 @dataclass(frozen=True, slots=True)
 class _Union:
-    """Membership in either of two collections."""
+    """Membership in any of several collections."""
 
-    one: set[int]
-    other: Mapping[int, object]
+    parts: tuple[Container[int], ...]
 
     def __contains__(self, value: object) -> bool:
-        return value in self.one or value in self.other
+        return any(value in part for part in self.parts)
 
 
 def _pending(assignment: Assignment, pools: PoolIndex) -> tuple[Held, ...]:
@@ -354,16 +367,16 @@ class _Draft:
 def allocate(
     snapshot: Snapshot,
     unsettled: Iterable[ServiceKey],
-    facts: Mapping[ServiceKey, Facts],
+    register: Register,
     giving_way: Mapping[ServiceKey, Holding],
 ) -> dict[ServiceKey, Verdict]:
     """Serve the wishes and gaps of ``unsettled`` Services: wishes first, then sticky, then the rest; older first.
 
     ``giving_way`` is what ``adopt`` returns.
     """
-    ledger = Ledger(snapshot, facts, giving_way)
+    ledger = Ledger(snapshot, register, giving_way)
     drafts = []
-    for one in sorted((facts[key] for key in unsettled), key=lambda one: age(one.service)):
+    for one in sorted((register.facts[key] for key in unsettled), key=lambda one: age(one.service)):
         draft = _Draft(one)
         under_way = snapshot.pending.get(one.key)
         for item in _pending(under_way, ledger.pools) if under_way else ():

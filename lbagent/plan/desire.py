@@ -23,6 +23,7 @@ from lbagent.plan import request as requests
 from lbagent.plan.assign import Verdict, adopt, allocate
 from lbagent.plan.eligible import Choice, Eligibility, Probes, Selection, Usable, usable
 from lbagent.plan.facts import Facts, Holding, assignment, establish, mode_of
+from lbagent.plan.register import Register, may_be_given
 from lbagent.plan.report import is_reported, is_written
 from lbagent.plan.ring import Rings
 from lbagent.plan.serve import NOT_SERVED, Served, serve
@@ -52,7 +53,7 @@ class Memory:
     ``learn`` finds the Services that a difference may concern and works out each of them anew;
     ``answer`` copies the result. The mutable state, all of it by Service or by address:
 
-    - ``_facts``, and from them ``_claimants`` (who claims an address) and ``_unsettled``;
+    - ``_register``: the Facts, and who claims which address;
     - ``_giving_way`` and ``_verdicts``: what adoption and allocation said last;
     - ``_served``, and from them ``_forwards``, ``_users`` of rings and ``_routes``;
     - ``_judgements``, ``_assignments``, ``_releases``, and which of them the status does not show yet.
@@ -67,10 +68,7 @@ class Memory:
         self._endpoints: Mapping[ServiceKey, tuple[Endpoint, ...]] = {}
         self._usable: dict[ServiceKey, dict[int, Usable]] = {}
         self._choice = Choice(Eligibility({}), {})
-        self._facts: dict[ServiceKey, Facts] = {}
-        self._claimants: dict[str, set[ServiceKey]] = {}
-        self._contested: set[str] = set()
-        self._unsettled: set[ServiceKey] = set()
+        self._register = Register()
         self._giving_way: dict[ServiceKey, Holding] = {}
         self._verdicts: dict[ServiceKey, Verdict] = {}
         self._served: dict[ServiceKey, Served] = {}
@@ -119,6 +117,10 @@ class Memory:
             unreported=frozenset(unreported),
         )
 
+    @property
+    def _facts(self) -> dict[ServiceKey, Facts]:
+        return self._register.facts
+
     def facts(self, key: ServiceKey) -> Facts | None:
         """What follows from the Service alone."""
         return self._facts.get(key)
@@ -131,7 +133,7 @@ class Memory:
 
     def _learn_services(self, snapshot: Snapshot) -> set[ServiceKey]:
         """Facts of Services that are new, changed or gone, or whose namespace got other labels."""
-        facts, services = self._facts, snapshot.services
+        facts, services = self._register.facts, snapshot.services
         changed = {
             key
             for key, service in services.items()
@@ -141,46 +143,25 @@ class Memory:
             changed |= {key for key in services if self._has_other_labels(key.namespace, snapshot)}
         self._labels = snapshot.namespace_labels
         for key in changed:
-            self._forget(key)
-            self._note(establish(services[key], self._labels.get(key.namespace, {}), self._settings))
+            self._strike_out(key)
+            self._register.note(establish(services[key], self._labels.get(key.namespace, {}), self._settings))
         if len(facts) != len(services):
             for key in facts.keys() - services.keys():
-                self._forget(key)
+                self._strike_out(key)
                 changed.add(key)
         return changed
+
+    def _strike_out(self, key: ServiceKey) -> None:
+        self._register.forget(key)
+        self._usable.pop(key, None)
 
     def _has_other_labels(self, namespace: str, snapshot: Snapshot) -> bool:
         return self._labels.get(namespace, {}) != snapshot.namespace_labels.get(namespace, {})
 
-    def _note(self, facts: Facts) -> None:
-        key = facts.key
-        self._facts[key] = facts
-        for item in facts.claim.held:
-            claimants = self._claimants.setdefault(item.address, set())
-            claimants.add(key)
-            if len(claimants) > 1:
-                self._contested.add(item.address)
-        if _may_be_given(facts) and not facts.is_settled:
-            self._unsettled.add(key)
-
-    def _forget(self, key: ServiceKey) -> None:
-        facts = self._facts.pop(key, None)
-        if facts is None:
-            return
-        self._unsettled.discard(key)
-        self._usable.pop(key, None)
-        for item in facts.claim.held:
-            claimants = self._claimants[item.address]
-            claimants.discard(key)
-            if len(claimants) < 2:
-                self._contested.discard(item.address)
-            if not claimants:
-                del self._claimants[item.address]
-
     def _settle_conflicts(self) -> set[ServiceKey]:
         """Who must give way now, or need not any more."""
         before = self._giving_way
-        self._giving_way = adopt({address: self._claimants[address] for address in self._contested}, self._facts)
+        self._giving_way = adopt(self._register)
         return {key for key in before.keys() | self._giving_way if before.get(key) != self._giving_way.get(key)}
 
     def _learn_endpoints(self, snapshot: Snapshot) -> set[ServiceKey]:
@@ -211,9 +192,9 @@ class Memory:
     def _allocate(self, snapshot: Snapshot) -> set[ServiceKey]:
         """Ask the allocator about all who lack something; time and other hosts may have changed its mind."""
         before, self._verdicts = self._verdicts, {}
-        unsettled = self._unsettled | {key for key in self._giving_way if _may_be_given(self._facts[key])}
+        unsettled = self._register.unsettled | {key for key in self._giving_way if may_be_given(self._facts[key])}
         if unsettled:
-            self._verdicts = allocate(snapshot, unsettled, self._facts, self._giving_way)
+            self._verdicts = allocate(snapshot, unsettled, self._register, self._giving_way)
         return {key for key in before.keys() | self._verdicts if before.get(key) != self._verdicts.get(key)}
 
     # --- what follows ---------------------------------------------------------------------------
@@ -228,7 +209,7 @@ class Memory:
         for route in touched:
             vips = [
                 self._served[key].vips_by_route[route]
-                for key in self._claimants.get(route.address, ())
+                for key in self._register.claimants.get(route.address, ())
                 if key in self._served and route in self._served[key].vips_by_route
             ]
             if vips:
@@ -295,10 +276,6 @@ class Memory:
                 self._unwritten.add(key)
         elif service.status_addresses:
             self._releases[key] = service.status_addresses
-
-
-def _may_be_given(facts: Facts) -> bool:
-    return facts.foreign is None and facts.refusal is None and not facts.service.deleting
 
 
 def _probes(service: Service, choice: Choice) -> tuple[Probes, ...]:
