@@ -77,6 +77,7 @@ class Loop:
         self._woken = asyncio.Event()
         self._event_at: float | None = None
         self._held: Mapping[Vip, Forward] = {}
+        self._repairs = 0
         self._due_s = 0.0
         self._number = 0
 
@@ -192,6 +193,9 @@ class Loop:
         for vip in [vip for vip, forward in self._held.items() if kernel.forwards.get(vip) != forward]:
             self._metrics.drifted("kernel")
             _log.warning("kernel entry differs from what was programmed", vip=str(vip))
+        for _ in range(kernel.repairs - self._repairs):
+            self._metrics.drifted("kernel")
+        self._repairs = kernel.repairs
         touched = {vip for step in todo for vip in _vips(step)}
         self._held = {vip: forward for vip, forward in kernel.forwards.items() if vip not in touched}
 

@@ -24,7 +24,8 @@ class KernelState(Protocol):
     """Read back from the maps and links, not remembered.
 
     ``unproven``: what is wrong with the forwarding of a Vip, in words. ``attached``: interface ->
-    mode; ``obstacles``: interface -> why it does not run our program.
+    mode; ``obstacles``: interface -> why it does not run our program. ``repairs``: entries that the
+    kernel's door has put right by itself since it was opened.
     """
 
     @property
@@ -37,6 +38,8 @@ class KernelState(Protocol):
     def attached(self) -> Mapping[str, str]: ...
     @property
     def obstacles(self) -> Mapping[str, str]: ...
+    @property
+    def repairs(self) -> int: ...
 
 
 class Count(Protocol):

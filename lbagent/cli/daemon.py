@@ -105,6 +105,24 @@ def doctor(path: Path) -> None:
     sys.exit(0 if all(f.ok for f in findings) else 1)
 
 
+@main.command()
+@_config_option
+@click.option("--yes", is_flag=True, help="Do it; without this only say what it means.")
+def uninstall(path: Path, yes: bool) -> None:
+    """Take the program off every interface and forget all kernel tables: forwarding ends here."""
+    from lbagent.xdp.forwarder import uninstall as end
+
+    settings = _load(path)
+    if not yes:
+        click.echo("This ends forwarding on this host at once. Drain it first (lbctl drain --wait), then add --yes.")
+        sys.exit(1)
+    try:
+        end(settings.paths)
+    except LbagentError as error:
+        _fail(error)
+        sys.exit(1)
+
+
 @main.group()
 def render() -> None:
     """Write what other programs read, from the one configuration file."""

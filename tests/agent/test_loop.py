@@ -120,6 +120,14 @@ async def test_a_map_entry_lost_by_hand_is_programmed_again_without_a_flap(clust
     assert b'lbagent_drift_total{target="kernel"} 1.0' in machine.metrics.render()
 
 
+async def test_what_the_kernels_door_repairs_by_itself_is_counted_too(cluster: FakeCluster) -> None:
+    machine = Machine(cluster)
+    await machine.settle()
+    machine.kernel.repairs = 2
+    await machine.settle()
+    assert b'lbagent_drift_total{target="kernel"} 2.0' in machine.metrics.render()
+
+
 async def test_what_the_agent_changes_itself_is_no_drift(cluster: FakeCluster) -> None:
     machine = Machine(cluster)
     await machine.settle()

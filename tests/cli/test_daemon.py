@@ -105,3 +105,9 @@ def test_an_unknown_router_is_named(config: Path) -> None:
     result = lbagent("render", "tor", "--config", str(config), "--peer", "nosuch", "--os", "frr")
     assert result.exit_code == 1
     assert "nosuch" in result.output
+
+
+def test_uninstall_without_yes_only_says_what_it_means(config: Path) -> None:
+    result = lbagent("uninstall", "--config", str(config))
+    assert result.exit_code == 1
+    assert "ends forwarding" in result.output

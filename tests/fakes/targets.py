@@ -25,6 +25,7 @@ class FakeKernelState:
     unproven: Mapping[Vip, str] = field(default_factory=dict)
     attached: Mapping[str, str] = field(default_factory=dict)
     obstacles: Mapping[str, str] = field(default_factory=dict)
+    repairs: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,6 +52,7 @@ class FakeKernel:
         self.broken: dict[Vip, str] = {}
         self.refuses: dict[Vip, str] = {}
         self.fails = False
+        self.repairs = 0
         self.unresolved: set[str] = set()
         self.tracked: frozenset[str] = frozenset()
 
@@ -67,6 +69,7 @@ class FakeKernel:
             rings=frozenset(self.rings),
             unproven={vip: why for vip, why in self.prove(list(self.forwards)).items() if why},
             attached=dict(self.attached),
+            repairs=self.repairs,
         )
 
     def program(self, forwards: Sequence[Forward], rings: Sequence[Ring]) -> Mapping[Vip, LbagentError]:
