@@ -24,11 +24,9 @@ from lbagent.plan.assign import Verdict, adopt, allocate
 from lbagent.plan.eligible import Choice, Eligibility, Probes, Selection, Usable, usable
 from lbagent.plan.facts import Facts, Holding, assignment, establish, mode_of
 from lbagent.plan.register import Register, may_be_given
-from lbagent.plan.report import is_reported, is_written
+from lbagent.plan.report import FINALIZER, is_reported, is_written, was_ours
 from lbagent.plan.ring import Rings
 from lbagent.plan.serve import NOT_SERVED, Served, serve
-
-FINALIZER = "service.kubernetes.io/load-balancer-cleanup"
 
 _SATISFIED = Judgement(reason=Reason.SATISFIED)
 
@@ -235,6 +233,8 @@ class Memory:
         key = facts.key
         if facts.foreign:
             self._say(facts, Judgement(reason=facts.foreign))
+            if facts.foreign is Reason.NOT_LOAD_BALANCER and was_ours(facts.service):
+                self._releases[key] = facts.service.status_addresses
             return
         holding = self._giving_way.get(key, facts.claim)
         served = NOT_SERVED

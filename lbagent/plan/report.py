@@ -10,6 +10,9 @@ from lbagent.model.service import IpMode, Service
 CONDITION = "lbagent.io/Satisfied"
 """Type of the condition by which kube/publish shows the Reason."""
 
+FINALIZER = "service.kubernetes.io/load-balancer-cleanup"
+"""The service controller's own word: the Service stays until its load balancer is gone."""
+
 OF_THIS_HOST = frozenset({Reason.MODE_UNAVAILABLE, Reason.NO_HEALTHY_BACKENDS, Reason.NOT_FORWARDING})
 """Every host speaks for itself about these; about all others only the lease holder speaks."""
 
@@ -36,15 +39,23 @@ def is_written(service: Service, assignment: Assignment) -> bool:
     )
 
 
+def was_ours(service: Service) -> bool:
+    """Did we serve a Service that is of another type now? Nobody else takes our finalizer off it then."""
+    return FINALIZER in service.finalizers and any(c.type == CONDITION for c in service.conditions)
+
+
 def _errors(port_errors: Iterable[tuple[int, str, str]]) -> list[tuple[int, str, str]]:
     return sorted((port, str(protocol), error) for port, protocol, error in port_errors if error)
 
 
 def is_reported(service: Service, judgement: Judgement) -> bool:
-    """Is nothing left to tell? A Service that asks no more must lose the condition it may still carry."""
+    """Is nothing left to tell? A Service that asks no more must lose the condition it may still carry.
+
+    But after its finalizer, for the condition is the sign that the finalizer is of our making.
+    """
     shown = next((condition for condition in service.conditions if condition.type == CONDITION), None)
     if judgement.reason is Reason.NOT_LOAD_BALANCER:
-        return shown is None
+        return shown is None or FINALIZER in service.finalizers
     if judgement.reason in _SILENT:
         return True
     return shown is not None and shown.reason == judgement.reason.value and judgement.detail in shown.message

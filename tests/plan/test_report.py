@@ -5,7 +5,7 @@ from lbagent.kube import event, publish
 from lbagent.model.reason import Judgement, Reason
 from lbagent.model.service import Condition, IpMode
 from lbagent.plan.facts import establish
-from lbagent.plan.report import CONDITION, OF_THIS_HOST, is_reported, is_written
+from lbagent.plan.report import CONDITION, FINALIZER, OF_THIS_HOST, is_reported, is_written, was_ours
 from tests.builders import make_port, make_service, make_settings
 
 A = "198.51.100.1"
@@ -20,6 +20,7 @@ def shown(reason: Reason, detail: str = "") -> Condition:
 def test_what_kube_writes_is_what_is_looked_for() -> None:
     assert CONDITION == publish.SATISFIED
     assert OF_THIS_HOST == event.OF_THIS_HOST
+    assert FINALIZER == publish.CLEANUP_FINALIZER
 
 
 @pytest.mark.parametrize(("ip_mode", "written"), [(IpMode.PROXY, True), (IpMode.VIP, False), (None, False)])
@@ -49,6 +50,17 @@ def test_a_service_that_asks_no_more_loses_its_condition() -> None:
     judgement = Judgement(reason=Reason.NOT_LOAD_BALANCER)
     assert is_reported(make_service(), judgement)
     assert not is_reported(make_service(conditions=(shown(Reason.SATISFIED),)), judgement)
+
+
+def test_the_condition_outlives_the_finalizer_which_it_shows_to_be_ours() -> None:
+    service = make_service(conditions=(shown(Reason.SATISFIED),), finalizers=(FINALIZER,))
+    assert was_ours(service)
+    assert is_reported(service, Judgement(reason=Reason.NOT_LOAD_BALANCER))
+
+
+def test_a_finalizer_without_our_condition_is_somebody_elses() -> None:
+    assert not was_ours(make_service(finalizers=(FINALIZER,)))
+    assert not was_ours(make_service(conditions=(shown(Reason.SATISFIED),)))
 
 
 @pytest.mark.parametrize("reason", [Reason.NOT_OURS, Reason.PENDING_ASSIGNMENT, Reason.DELETING, Reason.HOST_DRAINING])

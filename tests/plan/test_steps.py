@@ -5,9 +5,11 @@ from random import Random
 import pytest
 from hypothesis import given, settings
 
+from lbagent.model.service import Condition
 from lbagent.model.state import Desired, Observed, Snapshot
 from lbagent.model.step import Announce, Assign, Program, Release, Report, Step, Unprogram, Withdraw
 from lbagent.plan.desire import desire
+from lbagent.plan.report import CONDITION, FINALIZER
 from lbagent.plan.steps import steps
 from tests.builders import make_pool, make_service, make_settings, make_snapshot, make_vip
 from tests.plan.worlds import Pick, Targets, a_snapshot, picks, snapshots, some
@@ -235,6 +237,17 @@ def test_a_deleted_service_is_released_only_when_this_host_has_let_go() -> None:
         kinds.append([type(step) for step in one_pass(targets, going)])
         targets.tick()
     assert kinds == [[Withdraw], [Unprogram], [Release], []]
+
+
+def test_a_service_that_changes_its_type_loses_our_finalizer_then_our_condition() -> None:
+    condition = Condition(type=CONDITION, status="True", reason="satisfied")
+    service = make_service(type="ClusterIP", finalizers=(FINALIZER,), conditions=(condition,))
+    snapshot = make_snapshot([service])
+    assert [type(step) for step in steps(Observed(), desire(snapshot), snapshot)] == [Release]
+    snapshot = make_snapshot([replace(service, finalizers=())])
+    assert [type(step) for step in steps(Observed(), desire(snapshot), snapshot)] == [Report]
+    snapshot = make_snapshot([replace(service, conditions=())])  # somebody else's finalizer
+    assert list(steps(Observed(), desire(snapshot), snapshot)) == []
 
 
 def test_satisfied_is_reported_only_once_it_is_announced() -> None:
