@@ -40,13 +40,17 @@ class Expect:
 
 @dataclass(frozen=True, kw_only=True)
 class Scenario:
-    """``inject`` does it and returns when it is repaired; it raises LabError when that does not come."""
+    """``inject`` does it and returns when it is repaired; it raises LabError when that does not come.
+
+    ``kube``: only with that form of the Kubernetes API; the embedded one forgets everything when it is killed.
+    """
 
     name: str
     promise: str
     inject: "Callable[[Scene], None]"
     expect: Expect
     in_ci: bool = False
+    kube: str = ""
 
 
 @dataclass(kw_only=True)
