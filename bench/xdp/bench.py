@@ -16,14 +16,14 @@ import subprocess
 import sys
 import time
 from array import array
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from lbagent.model.service import Protocol, ServiceKey
 from lbagent.model.vip import RING_SLOTS, Backend, Forward, Mode, Ring, Vip
-from lbagent.xdp import bpf, compile as compiler, maps, testrun
+from lbagent.xdp import bpf, maps, testrun
+from lbagent.xdp import compile as compiler
 from lbagent.xdp.nexthop import NextHop
 
 HERE = Path(__file__).resolve().parent
@@ -97,9 +97,7 @@ class Bench:
             for node in nodes:
                 self.tables.set_hop(node, hop)
             slots = array("H", [1 + (i * 2654435761 >> 8) % BACKENDS for i in range(RING_SLOTS)])
-            ring = Ring(
-                fingerprint=f"{family:016x}", backends=tuple(Backend(address=n) for n in nodes), slots=slots
-            )
+            ring = Ring(fingerprint=f"{family:016x}", backends=tuple(Backend(address=n) for n in nodes), slots=slots)
             rings[ring.fingerprint] = ring
             for port, mode in ((80, Mode.NAT), (81, Mode.DSR_L2), (82, Mode.DSR_IPIP)):
                 for protocol in (Protocol.TCP, Protocol.UDP):
@@ -171,12 +169,14 @@ def run(arguments: argparse.Namespace) -> None:
     by_name = {}
     for name in ("drive", "stub", "grow20", "grow40", "empty"):
         code = compiler.build(
-            HERE, main="driver.c", function=name, constants={}, maps=["bench_order", "bench_jump"],
+            HERE,
+            main="driver.c",
+            function=name,
+            constants={},
+            maps=["bench_order", "bench_jump"],
             cache=Path("/tmp/lbagent-bench-cache"),
         )
-        by_name[name] = bpf.load_program(
-            code.bound({"bench_order": order_map.fd, "bench_jump": jump.fd}), name=name
-        )
+        by_name[name] = bpf.load_program(code.bound({"bench_order": order_map.fd, "bench_jump": jump.fd}), name=name)
     defines = {k: int(v) for k, _, v in (d.partition("=") for d in arguments.define)}
     hit, new = Bench(defines, hz), Bench(defines, hz)
     print(f"# {hit.instructions} instructions, HZ {hz}, {os.uname().release}", file=sys.stderr)
@@ -191,6 +191,7 @@ def run(arguments: argparse.Namespace) -> None:
     ]
     hits = {"1 flow": 0, "10k flows": 10_000, "500k flows": 500_000}
     for family, suffix, at in ((4, "", 26), (6, " IPv6", 34)):
+
         def add(name: str, program: int, frame: bytes, flows: int = 0, want: int = TX, suffix=suffix, at=at) -> None:
             cases.append(Case(name + suffix, program, frame, flows, want, at))
 
@@ -213,7 +214,9 @@ def run(arguments: argparse.Namespace) -> None:
     def arm(case: Case, salt: int) -> None:
         jump.update(b"\0\0\0\0", struct.pack("<I", case.program))
         flows = 0xFFFFFFFF if case.flows < 0 else case.flows
-        order[: ORDER.size] = ORDER.pack(case.packet[:80].ljust(80, b"\0"), len(case.packet), flows, case.varied_at, 0, salt, 0)
+        order[: ORDER.size] = ORDER.pack(
+            case.packet[:80].ljust(80, b"\0"), len(case.packet), flows, case.varied_at, 0, salt, 0
+        )
 
     for case in cases:  # make the flows: for nat a SYN first
         syn = bytearray(case.packet)

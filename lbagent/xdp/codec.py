@@ -4,6 +4,7 @@
 Pure. Addresses and ports are in wire order, all else in the machine's (little-endian) order.
 """
 
+import functools
 import ipaddress
 import struct
 from collections.abc import Iterable, Mapping
@@ -60,6 +61,7 @@ def address_text(packed: bytes, family: int) -> str:
     return str(ipaddress.ip_address(packed[:4] if family == 4 else packed))
 
 
+@functools.lru_cache(maxsize=1 << 16)
 def hint_index(address: str) -> int:
     """Place of an address in lb_filter (``hint_index4`` and ``6`` of hash.h)."""
     words: tuple[int, ...] = struct.unpack("<4I", address_bytes(address))

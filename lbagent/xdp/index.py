@@ -6,6 +6,7 @@ disappears by one store, and a search never meets half a change: an entry that h
 its place is written there before it goes from here.
 """
 
+import functools
 import ipaddress
 import struct
 
@@ -37,6 +38,7 @@ def mix_address(words: tuple[int, ...], x: int) -> int:
     return x ^ x >> 32
 
 
+@functools.lru_cache(maxsize=1 << 16)
 def index_hash(address: str, port: int, protocol: int) -> int:
     """``index_hash`` of hash.h."""
     packed = ipaddress.ip_address(address).packed

@@ -11,6 +11,7 @@ import ipaddress
 import math
 import secrets
 import struct
+from array import array
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -398,13 +399,13 @@ class Tables:
         """What each address is: exactly in the index, as a hint in the filter."""
         ordered = sorted(self._settings.snat_addresses, key=lambda a: ipaddress.ip_address(a).version)
         wanted: dict[int, int] = {}
-        hints = [0] * codec.HINTS
+        hints = array("H", bytes(2 * codec.HINTS))
         for number, address in enumerate(ordered, 1):
             wanted[index_hash(address, 0, KEY_SNAT) & TAG] = number
             hints[codec.hint_index(address)] = number
-        for vip, number in self._id_by_vip.items():
-            wanted.setdefault(index_hash(vip.address, 0, KEY_VIP_ADDRESS) & TAG, number)
-            hints[codec.hint_index(vip.address)] |= codec.HINT_VIP
+        for address, number in {vip.address: number for vip, number in self._id_by_vip.items()}.items():
+            wanted[index_hash(address, 0, KEY_VIP_ADDRESS) & TAG] = number
+            hints[codec.hint_index(address)] |= codec.HINT_VIP
         for gone in self._address_keys - wanted.keys():
             self._index.remove(gone)
         for key, number in wanted.items():
@@ -412,8 +413,8 @@ class Tables:
                 self._index.set(key, number)
         self._address_keys = set(wanted)
         with memoryview(self._memory["lb_filter"]) as whole, whole.cast("H") as words:
-            for at, hint in enumerate(hints):
-                if words[at] != hint:
+            if words.tobytes() != hints.tobytes():
+                for at, hint in enumerate(hints):
                     words[at] = hint
 
     # --- ways ------------------------------------------------------------------------------
