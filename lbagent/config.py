@@ -317,6 +317,9 @@ class Xdp(_Section):
     interfaces: tuple[Name, ...] = Field(min_length=1, description="Where packets of clients and of nodes arrive")
     attach: Attach = Field(default=Attach.NATIVE, description="generic only where the driver cannot do better")
     snat: Snat = Snat()
+    modes: tuple[Mode, ...] = Field(
+        default=(Mode.NAT,), min_length=1, description="Forwarding modes that routers and nodes are prepared for"
+    )
     limits: Limits = Limits()
 
 
@@ -399,6 +402,7 @@ class Config(_Section):
         policy_by_name = {p.name: _path_policy(p) for p in self.bgp.policies}
         return Settings(
             pools=tuple(_pool(p, policy_by_name) for p in self.pools),
+            modes=frozenset(self.xdp.modes),
             load_balancer_class=self.kubernetes.load_balancer_class,
             class_less=self.kubernetes.class_less,
             cool_down_s=self.cool_down_s,
@@ -561,6 +565,12 @@ def _timings(config: Config) -> Iterator[Problem]:
         )
 
 
+def _modes(config: Config) -> Iterator[Problem]:
+    for p, pool in enumerate(config.pools):
+        if pool.mode not in config.xdp.modes:
+            yield ("pools", p, "mode"), f"{pool.mode.value} is not among xdp.modes"
+
+
 _RULES: tuple[Callable[[Config], Iterator[Problem]], ...] = (
     lambda c: _unique(c.pools, ("pools",), "name"),
     lambda c: _unique(c.bgp.peers, ("bgp", "peers"), "name"),
@@ -572,6 +582,7 @@ _RULES: tuple[Callable[[Config], Iterator[Problem]], ...] = (
     _sessions,
     _passwords,
     _timings,
+    _modes,
 )
 
 

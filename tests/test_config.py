@@ -81,6 +81,11 @@ def test_a_small_file_is_enough() -> None:
             "bgp.peers[0].password_file: cannot be read",
         ),
         ("host: {name: lb1}", "kubernetes: {stale_after_s: 60}", "kubernetes.stale_after_s: 60 is less than 180"),
+        (
+            "policies: [std]\n",
+            "policies: [std]\n    mode: dsr-l2\n",
+            "f.yaml:6: pools[0].mode: dsr-l2 is not among xdp.modes",
+        ),
         ("65001:100", "65536:100", "has a part above 65535"),
         ("65001:100", "red", "is neither 65001:100, nor"),
         ("interfaces: [eth0]", "interfaces: []", "f.yaml:18: xdp.interfaces"),

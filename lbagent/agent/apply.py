@@ -33,7 +33,7 @@ CONCURRENT_WRITES = 16
 
 
 class Writer:
-    """Performs Steps."""
+    """Performs Steps. ``refused``: Vips that the kernel has no room for or otherwise declined, and why."""
 
     def __init__(
         self, *, kernel: Kernel, speaker: Speaker, cluster: Cluster, world: World, metrics: Metrics, journal: Journal
@@ -46,6 +46,7 @@ class Writer:
         self._journal = journal
         self._backoff_by_target = {name: Backoff(first_s=0.2, cap_s=10) for name in ("kernel", "speaker")}
         self._resume_by_target = dict.fromkeys(self._backoff_by_target, 0.0)
+        self.refused: dict[Vip, str] = {}
         self._queue: dict[tuple[ServiceKey, type], ClusterStep] = {}
         self._queued = asyncio.Event()
         self._done: dict[tuple[ServiceKey, type], ClusterStep] = {}
@@ -98,10 +99,14 @@ class Writer:
         """The Vips of the step that forward, proven by a packet each."""
         refused = self._kernel.program(step.forwards, step.rings)
         for vip, error in refused.items():
-            _log.error("vip refused by the kernel", vip=str(vip), error=str(error))
+            if self.refused.get(vip) != str(error):
+                _log.error("vip refused by the kernel", vip=str(vip), error=str(error))
+            self.refused[vip] = str(error)
         served = [f for f in step.forwards if f.vip not in refused]
         self._note(replace(step, forwards=tuple(served)), "done", count=len(served))
         self._metrics.stepped("Program", outcome="failed", count=len(refused))
+        for forward in served:
+            self.refused.pop(forward.vip, None)
         outcomes = self._kernel.prove([f.vip for f in served])
         for forward in served:
             facts = {"vip": str(forward.vip), "service": str(forward.service), "ring": forward.ring}
@@ -212,8 +217,9 @@ class Writer:
             if isinstance(step, Assign) and self._world.pending.get(key[0]) == step.assignment:
                 del self._world.pending[key[0]]
 
-    def forget(self, services: Mapping[ServiceKey, object]) -> None:
-        """Drop what was said of Services that are gone."""
+    def forget(self, services: Mapping[ServiceKey, object], vips: Mapping[Vip, object]) -> None:
+        """Drop what was said of Services and Vips that are gone."""
+        self.refused = {vip: why for vip, why in self.refused.items() if vip in vips}
         for key in [key for key in self._done if key[0] not in services]:
             del self._done[key]
 

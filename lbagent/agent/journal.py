@@ -26,7 +26,7 @@ class Journal:
     def rows(self, wall: float) -> list[dict[str, Any]]:
         """``age_s`` counts from ``wall``."""
         return [
-            {"age_s": round(wall - at, 1), "step": step, "about": about, "outcome": outcome}
+            {"age_s": round(max(0.0, wall - at), 1), "step": step, "about": about, "outcome": outcome}
             for at, step, about, outcome in reversed(self._rows)
         ]
 

@@ -132,7 +132,7 @@ class Loop:
         if complete:
             self._kernel.prove(list(self._kernel.observed().forwards))
         kernel = self._kernel.observed()
-        self._world.unproven = unproven(kernel, self._interfaces)
+        self._world.unproven = self._unproven(kernel)
         snapshot = self._world.snapshot()
         desired = desire(snapshot, self._memory)
         observed = observe(kernel, self._speaker.observed(), snapshot.unproven)
@@ -143,11 +143,11 @@ class Loop:
         self._tell(guarded)
         todo = guarded.steps
         self._writer.perform(todo, proven=observed.proven)
-        self._writer.forget(snapshot.services)
+        self._writer.forget(snapshot.services, desired.forwards)
         self._measure(kernel, todo)
         if any(_vips(step) for step in todo):
             kernel = self._kernel.observed()
-            self._world.unproven = unproven(kernel, self._interfaces)
+            self._world.unproven = self._unproven(kernel)
         took_s = self._world.clocks.monotonic() - started
         self._number += 1
         self.last = Pass(
@@ -166,6 +166,9 @@ class Loop:
         self._metrics.passed(took_s=took_s, at=snapshot.wall)
         self._completed(self.last)
         return self.last
+
+    def _unproven(self, kernel: KernelState) -> Mapping[Vip, str]:
+        return {**self._writer.refused, **unproven(kernel, self._interfaces)}
 
     def _tell(self, guarded: Guarded) -> None:
         """The guard's alarm, once per cause."""

@@ -235,3 +235,22 @@ async def test_a_list_that_comes_back_empty_is_held_back_until_somebody_confirms
     machine.world.confirmed = True
     await machine.settle()
     assert machine.speaker.state.routes == frozenset()
+
+
+async def test_a_vip_that_finds_no_room_is_said_to_be_not_forwarding_and_is_tried_again(cluster: FakeCluster) -> None:
+    machine = Machine(cluster)
+    await machine.settle()
+    (vip,) = machine.kernel.forwards
+    other = ServiceKey("default", "zzz")
+    cluster.services[other] = replace(cluster.services[WEB], key=other, uid="u9", ingress=())
+    cluster.endpoints[other] = cluster.endpoints[WEB]
+    second = replace(vip, address="192.0.2.1")
+    machine.kernel.refuses[second] = "4096 VIPs are all there is room for"
+    last = await machine.settle()
+    assert last.desired.judgements[other].reason is Reason.NOT_FORWARDING
+    assert "room for" in last.desired.judgements[other].detail
+    assert last.desired.judgements[WEB].reason is Reason.SATISFIED
+    machine.kernel.refuses.clear()
+    last = await machine.settle()
+    assert last.desired.judgements[other].reason is Reason.SATISFIED
+    assert {r.address for r in machine.speaker.state.routes} == {vip.address, second.address}
