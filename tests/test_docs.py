@@ -205,7 +205,7 @@ def test_every_drop_has_advice() -> None:
 
 def test_the_page_on_modes_names_those_that_a_host_offers() -> None:
     text = (DOCS / "how-to" / "choose-a-mode.md").read_text()
-    offered = re.search(r"In default a host offers: (.+?)\.\*\*", text)
+    offered = re.search(r"By default a host offers: (.+?)\.\*\*", text)
     assert offered
     assert set(INLINE.findall(offered[1])) == {str(mode) for mode in config.parse(GOOD).settings().modes}
 
