@@ -6,12 +6,14 @@ import os
 import secrets
 import sys
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Self
 
 from tests.lab import control_plane
 from tests.lab.control_plane import Cluster
+from tests.lab.fetch import fetch
 from tests.lab.inventory import Inventory, inhabitants
 from tests.lab.kube import Api, PodEndpoint, endpoint_slice
 from tests.lab.lbhost import LbHost
@@ -156,6 +158,27 @@ class Lab:
                 for pod in self.pods_by_service[name]
             )
             self.api.put_slice(endpoint_slice(name, endpoints))
+
+    def wait_node_ports(self, name: str, *, limit_s: float = 20.0) -> None:
+        """Until every node that has to serve this Service's TCP ports does, as a client sees it.
+
+        LB hosts announce a Service as soon as its endpoints are ready; the nodes' rules come a little later.
+        """
+        spec = self.api.service(name)["spec"]
+        ready = [pod.node for pod in self.pods_by_service[name] if pod.ready]
+        local = spec.get("externalTrafficPolicy") == "Local"
+        nodes = self.topology.nodes if ready and not local else ready
+        families = [6 if word == "IPv6" else 4 for word in spec.get("ipFamilies") or ["IPv4"]]
+        for port in (one["nodePort"] for one in spec["ports"] if one["protocol"] == "TCP"):
+            for node in nodes:
+                for address in (node.segment.ip4 if family == 4 else node.segment.ip6 for family in families):
+                    url = f"http://[{address}]:{port}/" if ":" in address else f"http://{address}:{port}/"
+                    wait_for(
+                        f"{node.name} to serve {url}",
+                        partial(fetch, self.client, url),
+                        limit_s=limit_s,
+                        logs=[self.inventory.folder / "nodeport.log"],
+                    )
 
     def undeploy(self, name: str) -> None:
         """Delete a Service, its slices and its pods; no matter how much of it is there."""

@@ -105,6 +105,7 @@ def note_routes(lab: Lab, stage: Stage, address: str) -> None:
 def see_kernels(lab: Lab, stage: Stage) -> None:
     """The kernel of each LB host holds the VIPs and has proven them with a packet"""
     address = lab.address_of(SERVICE)
+    lab.wait_node_ports(SERVICE)
     vips_by_host = wait_for(
         "both LB hosts to have proven every VIP with the same rings",
         lambda: {host.name: host.vips() for host in lab.hosts.values()},

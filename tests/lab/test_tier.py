@@ -25,6 +25,7 @@ def served(lab: Lab, name: str, **spec: object) -> str:
     lab.deploy(name, **spec)  # type: ignore[arg-type]
     address = lab.address_of(name)
     lab.wait_routes(address, tuple(lab.hosts))
+    lab.wait_node_ports(name)
     return address
 
 
