@@ -13,7 +13,7 @@ import os
 import statistics
 import struct
 import subprocess
-import sys
+import tempfile
 import time
 from array import array
 from concurrent.futures import ThreadPoolExecutor
@@ -29,9 +29,13 @@ from lbagent.xdp.nexthop import NextHop
 HERE = Path(__file__).resolve().parent
 EBPF = HERE.parents[1] / "ebpf"
 CLIENTS, NODES = 2, 3
+CACHE = Path(tempfile.gettempdir()) / "lbagent-bench-cache"
 BACKENDS = 100
 ORDER = struct.Struct("<80s IIIIII 8x")
-TX, REDIRECT, PASS = 3, 4, 2
+TX, PASS = 3, 2
+PORTS = ((80, Mode.NAT), (81, Mode.DSR_L2), (82, Mode.DSR_IPIP))
+FLOWS = {"1 flow": 0, "10k flows": 10_000, "500k flows": 500_000}
+NEW = -1
 MUST = {
     "not a VIP": 16,
     "dsr-l2 hit, 1 flow": 36,
@@ -59,7 +63,6 @@ class Case:
     flows: int = 0
     want: int = TX
     varied_at: int = 26
-    base: str = "stub"
     samples: list[float] = field(default_factory=list)
 
 
@@ -73,7 +76,7 @@ class Bench:
             EBPF,
             constants={**maps.constants(self.sizes, hz=hz), **defines},
             maps=list(self.maps),
-            cache=Path("/tmp/lbagent-bench-cache"),
+            cache=CACHE,
         )
         self.instructions = len(code.instructions) // 8
         self.program = bpf.load_program(code.bound({n: m.fd for n, m in self.maps.items()}), name="lb_bench")
@@ -99,17 +102,17 @@ class Bench:
             slots = array("H", [1 + (i * 2654435761 >> 8) % BACKENDS for i in range(RING_SLOTS)])
             ring = Ring(fingerprint=f"{family:016x}", backends=tuple(Backend(address=n) for n in nodes), slots=slots)
             rings[ring.fingerprint] = ring
-            for port, mode in ((80, Mode.NAT), (81, Mode.DSR_L2), (82, Mode.DSR_IPIP)):
-                for protocol in (Protocol.TCP, Protocol.UDP):
-                    forwards.append(
-                        Forward(
-                            vip=Vip(address=vip, protocol=protocol, port=port),
-                            service=ServiceKey("", ""),
-                            mode=mode,
-                            ring=ring.fingerprint,
-                            node_port=30080,
-                        )
-                    )
+            forwards += [
+                Forward(
+                    vip=Vip(address=vip, protocol=protocol, port=port),
+                    service=ServiceKey("", ""),
+                    mode=mode,
+                    ring=ring.fingerprint,
+                    node_port=30080,
+                )
+                for port, mode in PORTS
+                for protocol in (Protocol.TCP, Protocol.UDP)
+            ]
         failed = self.tables.program(forwards, rings)
         if failed:
             raise SystemExit(str(failed))
@@ -149,11 +152,11 @@ def main() -> None:
     thread.submit(run, arguments).result()
 
 
-def run(arguments: argparse.Namespace) -> None:
-    os.sched_setaffinity(0, {arguments.cpu})
-    hz = testrun.kernel_hz()
-    order_map = bpf.Map.create(
-        bpf.MapSpec(
+class Driver:
+    """driver.c, loaded: gives a program its packets, each put back first."""
+
+    def __init__(self) -> None:
+        array_map = bpf.MapSpec(
             name="bench_order",
             type=bpf.MapType.ARRAY,
             key_bytes=4,
@@ -161,86 +164,93 @@ def run(arguments: argparse.Namespace) -> None:
             entries=1,
             flags=bpf.MapFlag.MMAPABLE,
         )
-    )
-    jump = bpf.Map.create(
-        bpf.MapSpec(name="bench_jump", type=bpf.MapType.PROG_ARRAY, key_bytes=4, value_bytes=4, entries=1)
-    )
-    order = order_map.map_memory()
-    by_name = {}
-    for name in ("drive", "stub", "grow20", "grow40", "empty"):
-        code = compiler.build(
-            HERE,
-            main="driver.c",
-            function=name,
-            constants={},
-            maps=["bench_order", "bench_jump"],
-            cache=Path("/tmp/lbagent-bench-cache"),
-        )
-        by_name[name] = bpf.load_program(code.bound({"bench_order": order_map.fd, "bench_jump": jump.fd}), name=name)
+        programs = bpf.MapSpec(name="bench_jump", type=bpf.MapType.PROG_ARRAY, key_bytes=4, value_bytes=4, entries=1)
+        self._maps = {spec.name: bpf.Map.create(spec) for spec in (array_map, programs)}
+        self._order = self._maps["bench_order"].map_memory()
+        self.programs = {name: self._load(name) for name in ("drive", "stub", "grow20", "grow40")}
+        self._fresh = 0x1000000
+
+    def _load(self, name: str) -> int:
+        code = compiler.build(HERE, main="driver.c", function=name, constants={}, maps=list(self._maps), cache=CACHE)
+        return bpf.load_program(code.bound({n: m.fd for n, m in self._maps.items()}), name=name)
+
+    def arm(self, case: Case, packet: bytes, repeat: int) -> None:
+        """The next runs are of this case, each new flow newer than all before."""
+        salt = 0
+        if case.flows == NEW:
+            self._fresh += repeat + 50_000
+            salt = self._fresh
+        flows = 0xFFFFFFFF if case.flows == NEW else case.flows
+        head = packet[:80].ljust(80, b"\0")
+        self._maps["bench_jump"].update(bytes(4), struct.pack("<I", case.program))
+        self._order[: ORDER.size] = ORDER.pack(head, len(packet), flows, case.varied_at, 0, salt, 0)
+
+    def run(self, case: Case, repeat: int) -> float:
+        """-> ns per packet."""
+        ns, _, action = shoot(self.programs["drive"], case.packet, repeat)
+        lost = ORDER.unpack_from(self._order)[6]
+        if action != case.want or lost:
+            raise SystemExit(f"{case.name}: action {action}, wanted {case.want}; {lost} lost")
+        return ns
+
+    def warm(self, case: Case) -> None:
+        """Make the flows; those of mode nat begin with a SYN."""
+        opening = bytearray(case.packet)
+        if case.name.startswith("nat hit"):
+            opening[(34 if case.varied_at == 26 else 54) + 13] = 2
+        self.arm(case, bytes(opening), 0)
+        self.run(case, max(1000, case.flows))
+
+
+def floor_cases(driver: Driver) -> list[Case]:
+    four, six = packet(4, Protocol.TCP, 80), packet(6, Protocol.TCP, 80)
+    stub = driver.programs["stub"]
+    return [
+        Case("driver", stub, four),
+        Case("driver, 500k flows", stub, four, flows=500_000),
+        Case("driver IPv6", stub, six, varied_at=34),
+        Case("driver IPv6, 500k flows", stub, six, flows=500_000, varied_at=34),
+        Case("grow 20", driver.programs["grow20"], four),
+        Case("grow 40", driver.programs["grow40"], six),
+    ]
+
+
+def family_cases(family: int, hit: int, new: int) -> list[Case]:
+    """``new``: another instance, so that its flood of flows leaves the hits alone."""
+    suffix, at, stranger = ("", 26, "10.200.9.9") if family == 4 else (" IPv6", 34, "fc00:9::1")
+
+    def case(name: str, program: int, frame: bytes, flows: int = 0, want: int = TX) -> Case:
+        return Case(name + suffix, program, frame, flows, want, at)
+
+    cases = [case("not a VIP", hit, packet(family, Protocol.TCP, 80, vip=stranger), want=PASS)]
+    for port, mode in reversed(PORTS):
+        frame = packet(family, Protocol.TCP, port)
+        cases += [case(f"{mode} hit, {label}", hit, frame, flows) for label, flows in FLOWS.items()]
+        cases.append(case(f"{mode} UDP hit, 1 flow", hit, packet(family, Protocol.UDP, port)))
+    cases.append(case("dsr-l2 new flow", new, packet(family, Protocol.TCP, 81), NEW))
+    syn = packet(family, Protocol.TCP, 80, flags=2)
+    cases.append(case("nat new connection", new, syn, NEW))
+    cases.append(case("nat reply", hit, answer(shoot(hit, syn, 1)[1], family)))
+    return cases
+
+
+def run(arguments: argparse.Namespace) -> None:
+    os.sched_setaffinity(0, {arguments.cpu})
+    hz = testrun.kernel_hz()
+    driver = Driver()
     defines = {k: int(v) for k, _, v in (d.partition("=") for d in arguments.define)}
     hit, new = Bench(defines, hz), Bench(defines, hz)
-    print(f"# {hit.instructions} instructions, HZ {hz}, {os.uname().release}", file=sys.stderr)
-
-    cases = [
-        Case("driver", by_name["stub"], packet(4, Protocol.TCP, 80)),
-        Case("driver, 500k flows", by_name["stub"], packet(4, Protocol.TCP, 80), flows=500_000),
-        Case("driver IPv6", by_name["stub"], packet(6, Protocol.TCP, 80)),
-        Case("driver IPv6, 500k flows", by_name["stub"], packet(6, Protocol.TCP, 80), flows=500_000, varied_at=34),
-        Case("grow 20", by_name["grow20"], packet(4, Protocol.TCP, 80)),
-        Case("grow 40", by_name["grow40"], packet(6, Protocol.TCP, 80)),
-    ]
-    hits = {"1 flow": 0, "10k flows": 10_000, "500k flows": 500_000}
-    for family, suffix, at in ((4, "", 26), (6, " IPv6", 34)):
-
-        def add(name: str, program: int, frame: bytes, flows: int = 0, want: int = TX, suffix=suffix, at=at) -> None:
-            cases.append(Case(name + suffix, program, frame, flows, want, at))
-
-        stranger = "10.200.9.9" if family == 4 else "fc00:9::1"
-        add("not a VIP", hit.program, packet(family, Protocol.TCP, 80, vip=stranger), want=PASS)
-        for mode, port in (("dsr-l2", 81), ("dsr-ipip", 82), ("nat", 80)):
-            for label, flows in hits.items():
-                frame = packet(family, Protocol.TCP, port)
-                add(f"{mode} hit, {label}", hit.program, frame, flows)
-            add(f"{mode} UDP hit, 1 flow", hit.program, packet(family, Protocol.UDP, port))
-        add("dsr-l2 new flow", new.program, packet(family, Protocol.TCP, 81), -1)
-        add("nat new connection", new.program, packet(family, Protocol.TCP, 80, flags=2), -1)
-    for bench in (hit,):
-        for family, suffix in ((4, ""), (6, " IPv6")):
-            frame = packet(family, Protocol.TCP, 80, flags=2)
-            out = shoot(bench.program, frame, 1)[1]
-            cases.append(Case("nat reply" + suffix, bench.program, answer(out, family), 0))
-    cases = [c for c in cases if arguments.only in c.name or c.name.startswith(("driver", "grow"))]
-
-    def arm(case: Case, salt: int) -> None:
-        jump.update(b"\0\0\0\0", struct.pack("<I", case.program))
-        flows = 0xFFFFFFFF if case.flows < 0 else case.flows
-        order[: ORDER.size] = ORDER.pack(
-            case.packet[:80].ljust(80, b"\0"), len(case.packet), flows, case.varied_at, 0, salt, 0
-        )
-
-    for case in cases:  # make the flows: for nat a SYN first
-        syn = bytearray(case.packet)
-        if case.name.startswith("nat hit"):
-            syn[(34 if case.varied_at == 26 else 54) + 13] = 2
-        arm(Case(case.name, case.program, bytes(syn), case.flows, case.want, case.varied_at), 0)
-        shoot(by_name["drive"], case.packet, max(1000, case.flows))
-        arm(case, 0)
-        got = shoot(by_name["drive"], case.packet, 100)[2]
-        if got != case.want:
-            raise SystemExit(f"{case.name}: action {got}, wanted {case.want}")
-    fresh = 0x1000000
+    print(f"# {hit.instructions} instructions, HZ {hz}, {os.uname().release}, load {os.getloadavg()[0]:.1f}")
+    cases = floor_cases(driver)
+    for family in (4, 6):
+        cases += [c for c in family_cases(family, hit.program, new.program) if arguments.only in c.name]
+    for case in cases:
+        driver.warm(case)
     for _ in range(arguments.rounds):
         for case in cases:
-            salt = 0
-            if case.flows < 0:
-                fresh += arguments.repeat + 50_000
-                salt = fresh
-            arm(case, salt)
-            shoot(by_name["drive"], case.packet, case.flows if case.flows > 1 else 20_000)
-            ns, _, got = shoot(by_name["drive"], case.packet, arguments.repeat)
-            if got != case.want or ORDER.unpack_from(order)[6]:
-                raise SystemExit(f"{case.name}: action {got}, lost {ORDER.unpack_from(order)[6]}")
-            case.samples.append(ns)
+            driver.arm(case, case.packet, arguments.repeat)
+            driver.run(case, case.flows if case.flows > 1 else 20_000)  # touch the working set once
+            case.samples.append(driver.run(case, arguments.repeat))
     report(cases, arguments)
 
 
