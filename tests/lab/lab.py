@@ -194,6 +194,10 @@ class Lab:
         self.inventory.kill_processes(inhabitants(place))
         place.delete()
 
+    def has_service(self, name: str) -> bool:
+        items = self.api.call("GET", "/api/v1/namespaces/default/services")["items"]
+        return any(item["metadata"]["name"] == name for item in items)
+
     def addresses_of(self, name: str, *, limit_s: float = 20.0) -> tuple[str, ...]:
         """Wait for the addresses in the Service's status: one per family that it asks for."""
 

@@ -288,10 +288,14 @@ def delete_service(lab: Lab, stage: Stage) -> None:
         records = [key for address in addresses for key in host.kernel_records(address)]
         stage.require(not records, f"{host.name}: the pinned maps still hold {records}")
     forgotten_ms = (time.monotonic() - begun) * 1000
-    stage.show("kernels", f"hold no key of them any more, seen {forgotten_ms:.0f} ms after the deletion")
+    stage.show("kernels", f"hold no record of them any more, seen {forgotten_ms:.0f} ms after the deletion")
+    wait_for("the Service object to be gone", lambda: not lab.has_service(SERVICE), limit_s=60, logs=lab.logs)
+    removed_ms = (time.monotonic() - begun) * 1000
+    stage.show("API", f"the Service object is gone (our finalizer is off) after {removed_ms:.0f} ms")
     ledger = burst(lab.client, addresses[0], HTTP, count=1)
     stage.show("the client gets", counts(ledger.by_error))
-    stage.note(ms_to_routes_gone=round(gone_ms, 1), ms_to_kernels_empty=round(forgotten_ms, 1), client=ledger.by_error)
+    stage.note(ms_to_routes_gone=round(gone_ms, 1), ms_to_kernels_empty=round(forgotten_ms, 1))
+    stage.note(ms_to_object_gone=round(removed_ms, 1), client=ledger.by_error)
     stage.require(len(ledger.failures) == ledger.sent, "the address still answers")
 
 

@@ -133,13 +133,7 @@ def test_a_deleted_service_is_withdrawn_before_it_is_unprogrammed(tier: Lab, ser
     died_at_hosts = [one for one in load.ledger.failures if one.client in sent_to_hosts]
     assert len(load.ledger.failures) > 50
     assert len(died_at_hosts) <= 1, died_at_hosts
-    wait_for(
-        "the Service to be gone",
-        lambda: [item["metadata"]["name"] for item in tier.api.call("GET", "/api/v1/services")["items"]],
-        until=lambda names: service_name not in names,
-        limit_s=15,
-        logs=tier.logs,
-    )
+    wait_for("the Service to be gone", lambda: not tier.has_service(service_name), limit_s=15, logs=tier.logs)
 
 
 def test_agents_that_start_while_the_api_is_silent_serve_from_memory(tier: Lab, service_name: str) -> None:
