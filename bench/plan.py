@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """How long the plan takes for a large cluster: 10,000 Services, 1,000 nodes, 30,000 endpoints.
 
-Prints docs/benchmarks.md's section "Plan". ``python bench/plan.py [--services N] [--json]``.
+Prints the table of docs/benchmarks.md, section "Plan". Times are CPU time of this process, so that
+other work on the machine is not counted. ``python -m bench.plan [--services N] [--nodes N] [--json]``.
 """
 
 import argparse
@@ -11,6 +12,7 @@ import resource
 import statistics
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -30,6 +32,7 @@ from lbagent.model.service import (
     TrafficPolicy,
 )
 from lbagent.model.state import Observed, ProbeTarget, Pulse, Settings, Snapshot
+from lbagent.model.vip import RING_SLOTS, Backend, BackendState, Ring
 from lbagent.plan.desire import Memory, desire
 from lbagent.plan.ring import _slots, ring
 from lbagent.plan.steps import steps
@@ -102,12 +105,72 @@ def reread(snapshot: Snapshot, **changes: Any) -> Snapshot:
     )
 
 
+RING_CASES: tuple[tuple[int, str, Callable[[int], int]], ...] = (
+    (10, "equal", lambda n: 1),
+    (100, "equal", lambda n: 1),
+    (100, "1 to 4", lambda n: n % 4 + 1),
+    (1_000, "equal", lambda n: 1),
+    (1_000, "1 to 4", lambda n: n % 4 + 1),
+    (1_000, "one of 100, others 1", lambda n: 1 if n else 100),
+)
+
+
+def ring_figures(count: int, weight: Callable[[int], int]) -> tuple[float, float, float, float, float, int, float]:
+    """Build (ms), with one down (ms), most / fair, least / fair, most / fair with one down, moved, moved by a leave."""
+
+    def fleet(down: int | None = None) -> list[Backend]:
+        states = {down: BackendState.DOWN}
+        return [
+            Backend(address=f"10.{n >> 8}.{n & 255}.1", weight=weight(n), state=states.get(n, BackendState.ACTIVE))
+            for n in range(count)
+        ]
+
+    def shares(found: Ring) -> list[float]:
+        slots = Counter(found.slots)
+        total = sum(b.weight for b in found.backends if b.state is BackendState.ACTIVE)
+        return [
+            slots[number] * total / (RING_SLOTS * b.weight)
+            for number, b in enumerate(found.backends, start=1)
+            if b.state is BackendState.ACTIVE
+        ]
+
+    def owners(found: Ring) -> list[str]:
+        names = ["", *(b.address for b in found.backends)]
+        return [names[number] for number in found.slots]
+
+    gone = 2
+    build = median_ms(lambda: ring(fleet()), runs=5, prepare=_slots.cache_clear)
+    rebuild = median_ms(lambda: ring(fleet(gone)), runs=5, prepare=_slots.cache_clear)
+    whole, down, left = ring(fleet()), ring(fleet(gone)), ring([b for n, b in enumerate(fleet()) if n != gone])
+    name = fleet()[gone].address
+    moved = [
+        sum(a != b != "" and a != name for a, b in zip(owners(whole), owners(r), strict=True)) for r in (down, left)
+    ]
+    even = shares(whole)
+    return build, rebuild, max(even), min(even), max(shares(down)), moved[0], moved[1] / RING_SLOTS
+
+
+def print_rings() -> None:
+    """The table of rings."""
+    heads = ("backends", "weights", "build, ms", "with one down, ms", "most / fair", "least / fair")
+    heads += ("most / fair with one down", "others' slots moved when one is down", "when one leaves")
+    print(f"\n| {' | '.join(heads)} |\n|{'---|' * len(heads)}")
+    for count, words, weight in RING_CASES:
+        build, rebuild, most, least, most_down, moved, left = ring_figures(count, weight)
+        print(f"| {count:,} | {words} | {build:.0f} | {rebuild:.0f} |", end="")
+        print(f" {most:.3f} | {least:.3f} | {most_down:.3f} | {moved} | {left:.2%} |")
+
+
 def main() -> None:
     arguments = argparse.ArgumentParser(description=__doc__)
     arguments.add_argument("--services", type=int, default=10_000)
     arguments.add_argument("--nodes", type=int, default=1_000)
     arguments.add_argument("--json", action="store_true")
+    arguments.add_argument("--rings", action="store_true", help="only the table of rings")
     given = arguments.parse_args()
+    if given.rings:
+        print_rings()
+        return
     figures: dict[str, float] = {}
 
     fresh = cluster(given.services, given.nodes, written=False)
@@ -195,7 +258,7 @@ def main() -> None:
     )
     backends = next(iter(desired.rings.values())).backends
     figures[f"one ring of {len(backends)} backends"] = median_ms(lambda: ring(backends), prepare=_slots.cache_clear)
-    figures["largest resident set, MiB"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    figures["largest resident set of this process, MiB"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
     if given.json:
         json.dump(figures, sys.stdout, indent=1)
@@ -205,6 +268,7 @@ def main() -> None:
     print("| what | ms |\n|---|---|")
     for name, value in figures.items():
         print(f"| {name} | {value:.1f} |")
+    print_rings()
 
 
 if __name__ == "__main__":
