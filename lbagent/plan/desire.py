@@ -84,13 +84,12 @@ class Memory:
         """Bring everything up to date."""
         if snapshot.settings != self._settings:
             self._reset(snapshot.settings)
-        concerned = self._learn_services(snapshot)
-        if concerned:
-            concerned |= self._settle_conflicts()
-        concerned |= self._learn_endpoints(snapshot)
-        concerned |= self._learn_nodes(snapshot)
-        concerned |= self._allocate(snapshot)
-        self._work_out(concerned)
+        changed = self._learn_services(snapshot)
+        if changed:
+            changed |= self._settle_conflicts()
+        changed |= self._allocate(snapshot)
+        moved = self._learn_endpoints(snapshot) | self._learn_nodes(snapshot)
+        self._work_out(changed, moved)
 
     def answer(self, snapshot: Snapshot) -> Desired:
         """The plan, with what only this host and this moment add."""
@@ -197,13 +196,29 @@ class Memory:
 
     # --- what follows ---------------------------------------------------------------------------
 
-    def _work_out(self, concerned: set[ServiceKey]) -> None:
-        """Everything about these Services anew: take out what they had, then put in what they have."""
+    def _work_out(self, changed: set[ServiceKey], moved: set[ServiceKey]) -> None:
+        """Everything about Services that changed anew, and the backends of those that ``moved``.
+
+        First all that they had is taken out, then all that they have is put in: a Vip may pass from
+        one Service to another.
+        """
         touched: set[Route] = set()
+        concerned = changed | moved
         for key in concerned:
             self._take_out(key, touched)
-        for key in concerned & self._facts.keys():
-            self._put_in(self._facts[key], touched)
+        for key in changed:
+            self._assignments.pop(key, None)
+            self._releases.pop(key, None)
+            self._unwritten.discard(key)
+        for key in concerned:
+            facts = self._facts.get(key)
+            if facts is None:
+                self._judgements.pop(key, None)
+                self._unreported.discard(key)
+                continue
+            self._put_in(facts, touched)
+            if key in changed:
+                self._write(facts)
         for route in touched:
             vips = [
                 self._served[key].vips_by_route[route]
@@ -216,10 +231,6 @@ class Memory:
                 self._routes.pop(route, None)
 
     def _take_out(self, key: ServiceKey, touched: set[Route]) -> None:
-        for answers in (self._judgements, self._assignments, self._releases):
-            answers.pop(key, None)
-        self._unwritten.discard(key)
-        self._unreported.discard(key)
         served = self._served.pop(key, NOT_SERVED)
         for vip in served.forwards:
             del self._forwards[vip]
@@ -230,29 +241,22 @@ class Memory:
         touched.update(served.vips_by_route)
 
     def _put_in(self, facts: Facts, touched: set[Route]) -> None:
-        key = facts.key
-        if facts.foreign:
-            self._say(facts, Judgement(reason=facts.foreign))
-            if facts.foreign is Reason.NOT_LOAD_BALANCER and was_ours(facts.service):
-                self._releases[key] = facts.service.status_addresses
-            return
+        key, served = facts.key, NOT_SERVED
         holding = self._giving_way.get(key, facts.claim)
-        served = NOT_SERVED
         if holding.held and facts.refusal is None and not facts.service.deleting:
             served = serve(facts.service, facts.wish, holding.held, self._usable_by_family(facts), self._choice)
             self._served[key] = served
             self._forwards.update(served.forwards)
-            self._users.update(served.backends_by_ring.keys())
-            self._backends_by_ring.update(served.backends_by_ring)
+            for fingerprint, backends in served.backends_by_ring.items():
+                self._users[fingerprint] += 1
+                self._backends_by_ring[fingerprint] = backends
             touched.update(served.vips_by_route)
-        verdict = self._verdicts.get(key)
-        self._say(facts, _judge(facts, holding, verdict, served))
-        self._write(facts, holding, verdict)
-
-    def _say(self, facts: Facts, judgement: Judgement) -> None:
-        self._judgements[facts.key] = judgement
-        if not is_reported(facts.service, judgement):
-            self._unreported.add(facts.key)
+        judgement = _judge(facts, holding, self._verdicts.get(key), served)
+        self._judgements[key] = judgement
+        if is_reported(facts.service, judgement):
+            self._unreported.discard(key)
+        else:
+            self._unreported.add(key)
 
     def _usable_by_family(self, facts: Facts) -> dict[int, Usable]:
         if facts.key not in self._usable:
@@ -260,10 +264,15 @@ class Memory:
             self._usable[facts.key] = {f: usable(endpoints, family=f) for f in facts.service.ip_families}
         return self._usable[facts.key]
 
-    def _write(self, facts: Facts, holding: Holding, verdict: Verdict | None) -> None:
+    def _write(self, facts: Facts) -> None:
         """What the lease holder wants the status to say."""
         service, key = facts.service, facts.key
-        held = verdict.held if verdict else holding.held
+        if facts.foreign:
+            if facts.foreign is Reason.NOT_LOAD_BALANCER and was_ours(service):
+                self._releases[key] = service.status_addresses
+            return
+        verdict = self._verdicts.get(key)
+        held = verdict.held if verdict else self._giving_way.get(key, facts.claim).held
         if service.deleting:
             if service.status_addresses or FINALIZER in service.finalizers:
                 self._releases[key] = service.status_addresses
@@ -283,6 +292,8 @@ def _probes(service: Service, choice: Choice) -> tuple[Probes, ...]:
 
 
 def _judge(facts: Facts, holding: Holding, verdict: Verdict | None, served: Served) -> Judgement:
+    if facts.foreign:
+        return Judgement(reason=facts.foreign)
     if facts.service.deleting:
         return Judgement(reason=Reason.DELETING)
     if facts.refusal:

@@ -32,17 +32,17 @@ def serve(
     service: Service, wish: Request, held: tuple[Held, ...], usable_by_family: Mapping[int, Usable], choice: Choice
 ) -> Served:
     """Forwards, rings and routes of one Service that holds addresses."""
-    mode = mode_of(wish, held)
+    wanted = mode_of(wish, held)
     forwards: dict[Vip, Forward] = {}
     rings: dict[str, tuple[Backend, ...]] = {}
     routes: dict[Route, frozenset[Vip]] = {}
     selections: dict[Vip, Selection] = {}
     obstacle: Judgement | None = None
     for item in held:
-        waits = _waits_for_status(service, item.address, mode)
-        if waits:
+        mode = wanted
+        if waits := _waits_for_status(service, item.address, wanted):
             obstacle = obstacle or Judgement(reason=Reason.PENDING_ASSIGNMENT, detail=waits)
-            continue
+            mode = Mode.NAT  # which works whatever the status says, so a change of mode costs no route
         active = set()
         for port in _ports(service, mode):
             selection = choice.select(
