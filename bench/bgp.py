@@ -19,12 +19,12 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 from lbagent import log
-from lbagent.bgp import launch
+from lbagent.bgp import launch, render
 from lbagent.bgp.speaker import Speaker
 from lbagent.model.route import Route
 from tests.bgp.rig import FRR, Rig, is_synced, received, speaking, until
@@ -41,10 +41,7 @@ protocol bgp lb { local 10.0.1.2 as 65101; neighbor 10.0.1.1 as 65001; connect r
 """
 SINGLE = 60
 """How often one route is announced and withdrawn."""
-BFD = "bfd\n peer {peer}{interface}\n  receive-interval 100\n  transmit-interval 100\n  detect-multiplier 3\n"
-
-
-DEATHS = (("hold time 9 s", 9, False), ("hold time 3 s", 3, False), ("BFD 3 x 100 ms", 9, True))
+DEATHS = (("hold time 9 s", 9, 0), ("hold time 3 s", 3, 0), ("BFD 3 x 100 ms", 9, 100))
 
 
 def routes(count: int) -> frozenset[Route]:
@@ -227,34 +224,30 @@ def is_up(speaker: Speaker) -> Callable[[], bool]:
     return lambda: all(peer.session == "up" for peer in speaker.observed().peers.values())
 
 
-async def death(*, hold_time_s: int, bfd: bool) -> float:
+async def death(*, hold_time_s: int, bfd_ms: int) -> float:
     """Silence between host and router, as when the host loses its power behind a switch."""
-    with built(hold_time_s=hold_time_s) as rig:
+    peer = {"name": "tor", "address": "10.0.1.2", "local_address": "10.0.1.1", "peer_as": 65101, "bfd_ms": bfd_ms}
+    with built(hold_time_s=hold_time_s, peers=(peer,)) as rig:
         rig.start_exabgp()
-        daemons = ("zebra", "bfdd", "bgpd") if bfd else ("zebra", "bgpd")
-        router = FRR.replace(" address-family", f" neighbor {rig.lb4} bfd\n address-family", 1) if bfd else FRR
-        peer = BFD.format(peer=rig.lb4, interface=" interface eth1") if bfd else ""
-        with Frr(rig.tor.name, peer + router, daemons=daemons) as frr:
+        daemons = ("zebra", "bfdd", "bgpd") if bfd_ms else ("zebra", "bgpd")
+        activate = f" neighbor {rig.lb4} bfd 3 {bfd_ms} {bfd_ms}\n address-family"
+        router = FRR.replace(" address-family", activate, 1) if bfd_ms else FRR
+        with ExitStack() as stack:
+            frr = stack.enter_context(Frr(rig.tor.name, router, daemons=daemons))
+            if bfd_ms:
+                stack.enter_context(Frr(rig.lb.name, render.bfdd_conf(rig.bgp), daemons=("bfdd",)))
             fib = Fib(rig.tor.name)
-            companion = Frr(
-                rig.lb.name, BFD.format(peer=rig.tor4, interface=" interface eth0"), daemons=("zebra", "bfdd")
-            )
-            if bfd:
-                companion.start()
-            try:
-                async with speaking(rig) as speaker:
-                    speaker.want(routes(1))
-                    await fib.reach(1)
-                    if bfd:
-                        await until("BFD", lambda: [p["status"] for p in frr.json("show bfd peers")], ["up"])
-                    await asyncio.sleep(2)
-                    rules = "table inet dead { chain i { type filter hook input priority 0; policy drop; }; "
-                    rules += "chain o { type filter hook output priority 0; policy drop; }; }"
-                    await asyncio.to_thread(rig.lb.run, "nft", rules)
-                    return -time.monotonic() + await fib.reach(0)
-            finally:
-                companion.stop()
-                fib.close()
+            stack.callback(fib.close)
+            async with speaking(rig) as speaker:
+                speaker.want(routes(1))
+                await fib.reach(1)
+                if bfd_ms:
+                    await until("BFD", lambda: [p["status"] for p in frr.json("show bfd peers")], ["up"])
+                await asyncio.sleep(2)
+                rules = "table inet dead { chain i { type filter hook input priority 0; policy drop; }; "
+                rules += "chain o { type filter hook output priority 0; policy drop; }; }"
+                await asyncio.to_thread(rig.lb.run, "nft", rules)
+                return -time.monotonic() + await fib.reach(0)
 
 
 def cpu_s(pid: int) -> float:
@@ -280,14 +273,12 @@ async def main() -> None:
         events = await restarts(rig)
     events += await load()
     deaths = []
-    for text, hold_time_s, bfd in DEATHS:
-        worst_s = max([await death(hold_time_s=hold_time_s, bfd=bfd) for _ in range(3)])
+    for text, hold_time_s, bfd_ms in DEATHS:
+        worst_s = max([await death(hold_time_s=hold_time_s, bfd_ms=bfd_ms) for _ in range(3)])
         deaths.append(f"| host dies without a word, {text}: the router lets go (worst of 3) | {worst_s:.2f} s |")
-    exabgp, load_average = importlib.metadata.version("exabgp"), os.getloadavg()[1]
+    versions = f"ExaBGP {importlib.metadata.version('exabgp')}, Python {platform.python_version()}"
     print("## BGP\n\n`python -m bench.bgp` ([bench/bgp.py](../bench/bgp.py)), as root. From `Speaker.want` to the")
-    print(
-        f"router's kernel. ExaBGP {exabgp}, Python {platform.python_version()}, Linux {platform.release()}, load {load_average:.0f}.\n"
-    )
+    print(f"router's kernel. {versions}, Linux {platform.release()}, load {os.getloadavg()[1]:.0f}.\n")
     print("| router | routes | announce, median | p99 | withdraw, median | p99 |\n|---|---|---|---|---|---|")
     print("\n".join(rows) + "\n\n| | |\n|---|---|\n" + "\n".join([*events, *deaths]))
 

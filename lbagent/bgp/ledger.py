@@ -37,6 +37,9 @@ SINCE_S = 2.0
 FORGET_S = 600.0
 """How long the time of a withdrawal is remembered."""
 
+UNKNOWN = Attributes(next_hop="unknown")
+"""On the wire, perhaps: nobody saw whether its withdrawal was written."""
+
 
 class Kind(StrEnum):
     """What an Order asks of ExaBGP."""
@@ -136,15 +139,15 @@ class Ledger:
 
     # What happens
 
-    def relay_lost(self, now: float) -> None:
+    def relay_lost(self) -> None:
         """Nothing more is heard. What was on the wire may stay there."""
         self._held_before |= self._maybe_held()
         self._in_flight = 0
         self._is_auditing = False
         self._wants_audit = True
         self.is_audited = False
-        self._wire_is_known = self.session.state is not SessionState.UP
-        self.session.sent_at = now
+        self._wire_is_known = False
+        self.session.state = SessionState.UNKNOWN
 
     def speaker_restarted(self, now: float) -> None:
         """Another ExaBGP: it holds nothing, and every session of the old one has ended."""
@@ -200,19 +203,21 @@ class Ledger:
         session = self.session
         is_new = session.state is SessionState.UNKNOWN
         is_older = is_up and abs(session.since - (now - duration_s)) > SINCE_S
-        if is_new or is_older:
+        if is_older:
             session.since = now - duration_s
         if is_new:
-            session.state = SessionState.UP if is_up else SessionState.DOWN
-            session.families = session.families or tuple(self.neighbor.next_hop_by_family)
-            session.sent_at = now
-            self._wire_is_known = not is_up
             self._wants_audit = True
+            if is_up:
+                session.state, session.sent_at = SessionState.UP, now
+                session.families = session.families or tuple(self.neighbor.next_hop_by_family)
+                self._wire_is_known = False
+            else:
+                self.down(now, session.last_error)
         return is_new or is_older
 
     def absent(self, now: float) -> bool:
         """ExaBGP does not know this peer (yet, or any more): nothing can be asked. Whether that is news."""
-        if self.session.state is SessionState.UNKNOWN:
+        if self.session.state is SessionState.UNKNOWN and not self._maybe_held():
             return False
         self.down(now, "not configured in ExaBGP")
         self.session.state = SessionState.UNKNOWN
@@ -463,6 +468,8 @@ class Ledger:
         if not self._wire_is_known:
             self._wire_is_known = True
             self.wire = {p: a for p, a in self.issued.items() if self._is_carried(p)}
+            # What we knew of and ExaBGP no longer holds may be there still: withdrawing it costs nothing.
+            self.wire |= dict.fromkeys(self._held_before - self.issued.keys(), UNKNOWN)
             self.unconfirmed = {p: c for p, c in self.unconfirmed.items() if not c.is_accepted}
             self._consider_all()
         for prefix in self._held_before - self.wire.keys():

@@ -203,7 +203,7 @@ class Speaker:
             self._writer = None
         if self._is_replayed:
             for ledger in self._ledgers.values():
-                ledger.relay_lost(self._clock())
+                ledger.relay_lost()
         self._is_replayed = self._has_control = False
         self._orders.clear()
         self._touch()

@@ -112,7 +112,7 @@ async def speaking(rig: Rig) -> AsyncIterator[Speaker]:
 
 
 async def until(
-    what: str, look: Callable[[], Any], expected: Any = True, *, limit_s: float = 15, log: Path | None = None
+    what: str, look: Callable[[], Any], expected: Any = True, *, limit_s: float = 40, log: Path | None = None
 ) -> Any:
     """Look until it is as expected. In the loop's own thread: a Speaker belongs to one."""
     seen: Any = None
