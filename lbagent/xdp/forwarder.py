@@ -283,6 +283,7 @@ class Forwarder:
         self._next_repair = now + _REPAIR_S
         found = [f"ring {fingerprint}" for fingerprint in self._rings.unname_spoilt()]
         found += drift.changed_by(self._write_again, self._maps)
+        found += [f"pin of {name}" for name in self._pin_again()]
         for what in found:
             _LOG.warning("kernel entry repaired", what=what)
         if found:
@@ -293,6 +294,12 @@ class Forwarder:
         if self._settings is not None:
             self._tables.configure(self._settings)
         self._write_hops()
+
+    def _pin_again(self) -> Iterable[str]:
+        # The link first: while it has no pin, the death of this daemon ends forwarding.
+        yield from self._links.pin_again()
+        yield from self._programs.pin_again()
+        yield from pins.pin_again(self._paths.bpf, self._specs, self._maps)
 
     def _write_hops(self) -> None:
         """Every way as we know it; what is there already is not written again."""

@@ -92,6 +92,15 @@ class Programs:
         _LOG.info("program loaded", program=name, instructions=len(instructions) // 8)
         return program
 
+    def pin_again(self) -> tuple[str, ...]:
+        """Make the pins that somebody removed -> their names."""
+        make_folder(self._folder)
+        missing = [(key, p) for key, p in self._program_by_name.items() if key == p.name]
+        missing = [(key, p) for key, p in missing if not (self._folder / key).exists()]
+        for key, program in missing:
+            bpf.pin(program.fd, str(self._folder / key))
+        return tuple(key for key, _ in missing)
+
     def find(self, program_id: int) -> Program | None:
         """A program of ours by its kernel id."""
         return next((p for p in self._program_by_name.values() if p.id == program_id), None)
@@ -164,6 +173,14 @@ class Links:
             raise self._refusal(interface, error) from error
         _LOG.info("program replaced", interface=interface, program=program.name, before=before.name if before else "?")
         return True
+
+    def pin_again(self) -> tuple[str, ...]:
+        """Make the pins that somebody removed -> their interfaces. Without one a link ends with the daemon."""
+        missing = [(name, link) for name, link in self._link_by_interface.items() if not link.path.exists()]
+        for _, link in missing:
+            make_folder(link.path.parent)
+            bpf.pin(link.fd, str(link.path))
+        return tuple(name for name, _ in missing)
 
     def attached(self) -> dict[str, Attachment]:
         """What the kernel really runs, by interface name."""

@@ -73,6 +73,16 @@ def open_maps(root: Path, specs: Sequence[MapSpec], live_ids: Collection[int]) -
     return maps
 
 
+def pin_again(root: Path, specs: Sequence[MapSpec], maps: Mapping[str, Map]) -> tuple[str, ...]:
+    """Make the pins that somebody removed -> their maps. Without them the next daemon would begin with empty maps."""
+    folder = folder_of(root, specs)
+    make_folder(folder)
+    missing = tuple(name for name in maps if not (folder / name).exists())
+    for name in missing:
+        bpf.pin(maps[name].fd, str(folder / name))
+    return missing
+
+
 def forget_all_but(root: Path, specs: Sequence[MapSpec]) -> None:
     """Unpin every other folder of maps: nobody uses them any more."""
     for folder in _map_folders(root):

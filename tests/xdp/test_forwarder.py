@@ -4,6 +4,7 @@
 import asyncio
 import os
 import select
+import shutil
 import socket
 import subprocess
 import sys
@@ -471,6 +472,18 @@ async def test_settings_that_somebody_spoilt_are_written_again(lane: Lane, no_wa
         held = forwarder.observed()
         assert (held.repairs, held.proven) == (1, {TCP_VIP, UDP_VIP})
         assert await answers(lane) == {"node1", "node2"}
+
+
+async def test_pins_that_somebody_removed_are_made_again_before_the_daemon_dies(lane: Lane, no_wait: None):
+    async with serving(lane) as forwarder:
+        pins = {path for path in lane.pins.rglob("*") if path.is_file()}
+        shutil.rmtree(lane.pins)
+        repairs = forwarder.observed().repairs
+        assert {path for path in lane.pins.rglob("*") if path.is_file()} == pins
+        assert repairs == len(pins)
+    assert await answers(lane) == {"node1", "node2"}  # nobody holds a descriptor any more
+    async with running(lane) as successor:
+        assert successor.observed().forwards.keys() == {TCP_VIP, UDP_VIP}
 
 
 @pytest.mark.parametrize("name", ["lb_rings", "lb_backends"])
