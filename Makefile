@@ -71,6 +71,10 @@ test-deploy: setup ansible ## units and roles
 control-plane: ## find or build etcd, kube-apiserver and kube-proxy (once, cached)
 	@sh tests/k8s/build.sh >/dev/null || [ $$? -eq 3 ]
 
+.PHONY: chaos
+chaos: setup ## faults under load in the lab: what was lost (KUBE=real, ARGS=--only ..., ARGS=--write)
+	KUBE=$(KUBE) $(PY) -m tests.lab.chaos $(ARGS)
+
 .PHONY: bench
 bench: setup ## measure the plan, the probes, BGP and the forwarder: the sections of docs/benchmarks.md
 	$(PY) -m bench.plan

@@ -88,7 +88,7 @@ def main() -> int:
         for host in lab.hosts.values():
             host.power_on()
         settle(lab)
-        lab.deploy("web")
+        lab.deploy("web", pods=len(lab.topology.nodes) - 1)
         address = lab.address_of("web")
         for scenario in wanted:
             if scenario.kube not in ("", chosen.kube):

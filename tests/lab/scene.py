@@ -14,6 +14,7 @@ from tests.lab import stages
 from tests.lab.lab import Lab
 from tests.lab.lbhost import LbHost
 from tests.lab.poll import LabError, wait_for
+from tests.lab.topology import NodeAddresses
 from tests.lab.tor import Session
 from tests.lab.traffic import Ledger, Load
 
@@ -77,6 +78,11 @@ class Scene:
     @property
     def other(self) -> LbHost:
         return self.lab.hosts["lb2"]
+
+    @property
+    def empty_node(self) -> NodeAddresses:
+        """A backend like the others, without a pod of the Service."""
+        return self.lab.topology.nodes[-1]
 
     def rounds(self, full: int, *, short: int) -> int:
         """How often, or how long."""
@@ -176,7 +182,7 @@ def settle(lab: Lab) -> None:
 
 
 def run(lab: Lab, scenario: Scenario, address: str, *, is_short: bool = False) -> Entry:
-    """One scenario against a Service that both hosts serve."""
+    """One scenario against a Service that both hosts serve, and that has no pod on the last node."""
     settle(lab)
     lab.wait_routes(address, tuple(lab.hosts), limit_s=60)
     undone = ""
