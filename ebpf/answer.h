@@ -12,7 +12,7 @@
 #include "packet.h"
 
 #define LB_ANSWER_TTL 64
-#define LB_QUOTED_L4 8 /* bytes behind the IP header that an ICMP error quotes (RFC 792) */
+#define LB_QUOTED_L4  8 /* bytes behind the IP header that an ICMP error quotes (RFC 792) */
 
 /* The link header, turned round. Room for p->link bytes was checked. */
 LB_INLINE void turn_link(struct ethhdr *eth)
@@ -41,19 +41,19 @@ LB_INLINE void write_echo_reply(struct packet *p, const int v6)
 	if (v6) {
 		((struct ipv6hdr *)p->l3)->hop_limit = LB_ANSWER_TTL;
 		icmp->type = ICMPV6_ECHO_REPLY;
-		icmp->checksum = checksum_changed(
-			icmp->checksum, change16(LB_BE16(ICMPV6_ECHO_REQUEST << 8),
-						 LB_BE16(ICMPV6_ECHO_REPLY << 8)));
+		icmp->checksum =
+			checksum_changed(icmp->checksum, change16(LB_BE16(ICMPV6_ECHO_REQUEST << 8),
+								  LB_BE16(ICMPV6_ECHO_REPLY << 8)));
 	} else {
 		struct iphdr *ip = p->l3;
 		__u8 ttl = ip->ttl;
 
 		ip->ttl = LB_ANSWER_TTL;
-		ip->check = checksum_changed(ip->check, change16(LB_BE16(ttl << 8),
-								 LB_BE16(LB_ANSWER_TTL << 8)));
+		ip->check = checksum_changed(
+			ip->check, change16(LB_BE16(ttl << 8), LB_BE16(LB_ANSWER_TTL << 8)));
 		icmp->type = ICMP_ECHOREPLY;
-		icmp->checksum = checksum_changed(icmp->checksum,
-						  change16(LB_BE16(ICMP_ECHO << 8), 0));
+		icmp->checksum =
+			checksum_changed(icmp->checksum, change16(LB_BE16(ICMP_ECHO << 8), 0));
 	}
 }
 
@@ -134,8 +134,8 @@ LB_INLINE void write_reset(struct tcphdr *tcp, const struct question *q, __u8 fl
 }
 
 /* The eight bytes of an ICMP error before the packet it quotes, which lies there already. */
-LB_INLINE void write_icmp_error(struct icmphdr *icmp, const struct question *q, __u8 type, __u8 code,
-				__u32 mtu, const int v6)
+LB_INLINE void write_icmp_error(struct icmphdr *icmp, const struct question *q, __u8 type,
+				__u8 code, __u32 mtu, const int v6)
 {
 	const int quoted = (v6 ? sizeof(struct ipv6hdr) : sizeof(struct iphdr)) + LB_QUOTED_L4;
 	__u64 sum = 0;

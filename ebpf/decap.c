@@ -2,7 +2,8 @@
 /* For a node of mode dsr-ipip whose kernel has no ipip or ip6tnl device: takes the outer header off
  * (IPv4 or IPv6 around either) and passes the packet on to the kernel. No maps, no state.
  *
- *   clang -O2 -target bpf -DDECAP_SOURCE4=0x0a000900 -DDECAP_MASK4=0xffffff00 -c decap.c
+ *   clang -O2 -target bpf -D__$(uname -m)__ -I/usr/include/$(uname -m)-linux-gnu \
+ *         -DDECAP_SOURCE4=0x0a000900 -DDECAP_MASK4=0xffffff00 -c decap.c
  *   ip link set dev eth0 xdp obj decap.o sec xdp
  *
  * Only tunnels from these sources are opened: whoever may send one may send as anybody. Without
@@ -13,11 +14,11 @@
 
 #ifndef DECAP_MASK4
 #define DECAP_SOURCE4 0
-#define DECAP_MASK4 0
+#define DECAP_MASK4   0
 #endif
 #ifndef DECAP_MASK6 /* compared with the first 64 bits of the outer source */
 #define DECAP_SOURCE6 0ull
-#define DECAP_MASK6 0ull
+#define DECAP_MASK6   0ull
 #endif
 
 #ifndef __KERNEL__
@@ -28,7 +29,8 @@ SEC("license") static const char licence[] = "GPL";
 #define SEC(name)
 #endif
 
-/* Length of the outer header, 0: not a tunnel of ours. `inner` is the Ethertype of what is in it. */
+/* Length of the outer header, 0: not a tunnel of ours. `inner` is the Ethertype of what is in it.
+ */
 LB_INLINE __u32 outer_bytes(struct packet *p, __be16 *inner)
 {
 	struct iphdr *ip4 = p->l3;

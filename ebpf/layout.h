@@ -31,10 +31,10 @@
 #define LB_TICK_SHIFT 8 /* a tick is 2^n jiffies, about a second: 1.024 s at HZ 250 */
 #endif
 
-#define LB_RING_SLOTS 65537
+#define LB_RING_SLOTS	  65537
 #define LB_SLOTS_PER_LINE 32
-#define LB_SLOT_LINES 2049 /* 65537 / 32, rounded up */
-#define LB_MEMBER_LINES ((LB_BACKENDS + 511) / 512)
+#define LB_SLOT_LINES	  2049 /* 65537 / 32, rounded up */
+#define LB_MEMBER_LINES	  ((LB_BACKENDS + 511) / 512)
 /* A ring: its head, its slots, who may keep flows, who may get new ones. */
 #define LB_RING_LINES (1 + LB_SLOT_LINES + 2 * LB_MEMBER_LINES)
 
@@ -44,15 +44,15 @@ enum lb_mode { LB_MODE_NAT = 1, LB_MODE_DSR_L2, LB_MODE_DSR_IPIP };
  * the end of the search. What is found is compared with the record that the id names. Besides VIPs
  * there are two keys for each address, with port 0 and these protocols:
  */
-#define LB_KEY_VIP_ADDRESS 0 /* id of one of the VIPs at this address */
-#define LB_KEY_SNAT 255	     /* index into lb_snats */
-#define LB_INDEX_PROBES 16
+#define LB_KEY_VIP_ADDRESS 0   /* id of one of the VIPs at this address */
+#define LB_KEY_SNAT	   255 /* index into lb_snats */
+#define LB_INDEX_PROBES	   16
 
 /* lb_filter: 64 bytes of 32 hints. A hint of 0 says: no packet to such an address is ours. */
-#define LB_HINTS 32768
+#define LB_HINTS	  32768
 #define LB_HINTS_PER_LINE 32
-#define LB_HINT_VIP 0x8000
-#define LB_HINT_SNAT 0x7fff /* 1 + index into lb_snats; 0 none */
+#define LB_HINT_VIP	  0x8000
+#define LB_HINT_SNAT	  0x7fff /* 1 + index into lb_snats; 0 none */
 struct filter_line {
 	__u16 hints[LB_HINTS_PER_LINE];
 };
@@ -65,9 +65,9 @@ struct vip {
 	__be16 port;
 	__u8 protocol;
 	__u8 family;
-	__u32 affinity_ticks; /* 0: none */
+	__u32 affinity_ticks;	  /* 0: none */
 	__u32 new_flows_per_tick; /* per source prefix; 0: no limit */
-	__u32 affinity_s; /* as it was wished, for reading back */
+	__u32 affinity_s;	  /* as it was wished, for reading back */
 	__u32 reserved[4];
 };
 _Static_assert(sizeof(struct vip) == 64, "one cache line");
@@ -92,8 +92,8 @@ struct hop {
 };
 
 /* lb_backends, lb_routers: two hops, of which `path` names the one that holds */
-#define LB_PATH_SECOND 0x1
-#define LB_PATH_USABLE 0x2
+#define LB_PATH_SECOND	  0x1
+#define LB_PATH_USABLE	  0x2
 #define LB_PATH_MTU_SHIFT 16
 struct neighbour {
 	__be32 address[4];
@@ -105,7 +105,7 @@ struct neighbour {
 _Static_assert(sizeof(struct neighbour) == 64, "one cache line");
 
 /* lb_routers: 0 and 1 are where packets to clients go when nothing better is known */
-#define LB_ROUTERS 1024
+#define LB_ROUTERS	   1024
 #define LB_ROUTER_DEFAULT4 0
 #define LB_ROUTER_DEFAULT6 1
 
@@ -227,7 +227,7 @@ _Static_assert(sizeof(struct scratch) == 160, "the size the map is made with");
 
 /* lb_counters: one line per CPU and counter: [cpu][verdict | VIP | backend] */
 #define LB_COUNTER_VERDICTS 64
-#define LB_COUNTERS (LB_COUNTER_VERDICTS + LB_VIPS + LB_BACKENDS)
+#define LB_COUNTERS	    (LB_COUNTER_VERDICTS + LB_VIPS + LB_BACKENDS)
 struct counter {
 	__u64 packets, bytes;	    /* bytes of the IP packet as it arrived */
 	__u64 replies, reply_bytes; /* from backends, mode nat */
@@ -240,7 +240,7 @@ _Static_assert(sizeof(struct counter) == 64, "one cache line");
 /* lb_config: one element */
 enum lb_policy { LB_POLICY_DROP, LB_POLICY_ANSWER, LB_POLICY_PASS };
 struct config {
-	__u64 seed; /* of the ring: the same on every LB host */
+	__u64 seed;		    /* of the ring: the same on every LB host */
 	__u16 snats4_first, snats4; /* indices into lb_snats */
 	__u16 snats6_first, snats6;
 	__u16 port_first;  /* lowest SNAT port */

@@ -25,9 +25,9 @@
 
 #define TRIAL_IFINDEX 1
 
-#define MAP(name) bpf_pseudo_fd(1, FD_##name)
+#define MAP(name)	  bpf_pseudo_fd(1, FD_##name)
 #define LOOKUP(name, key) bpf_map_lookup_elem_(MAP(name), key)
-#define ONCE(x) (*(const volatile __typeof__(x) *)&(x))
+#define ONCE(x)		  (*(const volatile __typeof__(x) *)&(x))
 
 /* What is left of the journey at its exit. It stays in memory: kept in registers, these would be
  * written anew at every fork of the road.
@@ -299,7 +299,8 @@ LB_INLINE __u32 backend_of_client(struct journey *j, const struct vip *vip, cons
 	copy_address(key.address, j->p.remote, v6);
 	client = LOOKUP(lb_affinity, &key);
 	if (client) {
-		if (now - client->seen <= vip->affinity_ticks && ring_has(t->ring, client->backend, 1))
+		if (now - client->seen <= vip->affinity_ticks &&
+		    ring_has(t->ring, client->backend, 1))
 			backend = client->backend;
 		if (!j->untraced) {
 			client->backend = backend;
@@ -321,7 +322,8 @@ LB_INLINE enum verdict choose_backend(struct journey *j, const struct vip *vip,
 	if (!j->result->backend_id)
 		return LB_NO_BACKEND;
 	if (vip->affinity_ticks)
-		j->result->backend_id = backend_of_client(j, vip, t, j->result->backend_id, now, v6);
+		j->result->backend_id =
+			backend_of_client(j, vip, t, j->result->backend_id, now, v6);
 	return LB_CONTINUE;
 }
 
@@ -385,7 +387,8 @@ LB_INLINE int set_link(struct xdp_md *ctx, struct journey *j, const struct neigh
 	return 0;
 }
 
-/* ---- fragments: the first one decides, the others follow --------------------------------------- */
+/* ---- fragments: the first one decides, the others follow ---------------------------------------
+ */
 
 LB_INLINE int fragment_key_of(struct packet *p, struct fragment_key *key, const int v6)
 {
@@ -457,7 +460,8 @@ LB_INLINE struct flow_key flow_key_of(struct journey *j, const int v6)
 {
 	__be32 *client = j->p.remote;
 	struct flow_key k = {
-		.key = (__u64)client[0] << 32 | (j->result->vip_id & 0xffff) << 16 | j->p.remote_port,
+		.key = (__u64)client[0] << 32 | (j->result->vip_id & 0xffff) << 16 |
+		       j->p.remote_port,
 	};
 
 	if (v6) {
@@ -527,7 +531,8 @@ LB_INLINE int nat_claim(const struct config *config, struct nat_bucket *b, struc
 
 #pragma clang loop unroll(disable)
 	for (__u32 i = 0; i < 3 * LB_NAT_WAYS; i++) {
-		e = i < 2 * LB_NAT_WAYS ? &b->entries[i % LB_NAT_WAYS] : &b2->entries[i % LB_NAT_WAYS];
+		e = i < 2 * LB_NAT_WAYS ? &b->entries[i % LB_NAT_WAYS]
+					: &b2->entries[i % LB_NAT_WAYS];
 		life = e->life;
 		if (nat_is_free(config, life, now, i >= LB_NAT_WAYS) &&
 		    __sync_bool_compare_and_swap(&e->life, life,
@@ -545,7 +550,8 @@ LB_INLINE void nat_admit(struct journey *j, const struct vip *vip, struct nat_en
 
 	e->key = k->key;
 	e->more = k->more;
-	e->where = (__u64)k->rest | (__u64)j->result->backend_id << 32 | (__u64)router_id_of(j, v6) << 48;
+	e->where = (__u64)k->rest | (__u64)j->result->backend_id << 32 |
+		   (__u64)router_id_of(j, v6) << 48;
 	*(volatile __u64 *)&e->life = nat_life(state, vip->salt, now);
 }
 
@@ -633,8 +639,8 @@ LB_INLINE enum verdict nat_forward(struct xdp_md *ctx, struct journey *j, const 
 		life = ONCE(e->life);
 		j->result->backend_id = (__u16)(e->where >> 32);
 		if (nat_stays(j, t, life, now)) {
-			nat_touch(j, e, life, nat_state_after_client(nat_state(life), j->p.tcp_flags),
-				  now);
+			nat_touch(j, e, life,
+				  nat_state_after_client(nat_state(life), j->p.tcp_flags), now);
 			goto send;
 		}
 	}
@@ -733,9 +739,9 @@ LB_INLINE enum verdict nat_reply(struct xdp_md *ctx, struct journey *j, __u32 sn
 
 /* ---- the DSR modes --------------------------------------------------------------------------- */
 
-#define FLOW_AGE(e) ((__u32)((e) >> 16) & 0xfff)
-#define FLOW_STAGE(e) ((__u32)((e) >> 28) & 3)
-#define FLOW_TAG(e) ((e) & ~0x3fffffffull)
+#define FLOW_AGE(e)	  ((__u32)((e) >> 16) & 0xfff)
+#define FLOW_STAGE(e)	  ((__u32)((e) >> 28) & 3)
+#define FLOW_TAG(e)	  ((e) & ~0x3fffffffull)
 #define FLOW_IDLE(e, now) (((now) - FLOW_AGE(e)) & 0xfff)
 
 enum flow_stage { FLOW_AGAIN, FLOW_ONCE, FLOW_CLOSING }; /* the higher, the less it is missed */
@@ -785,8 +791,8 @@ LB_INLINE int flow_stays(struct journey *j, const struct target *t, __u64 e, __u
 /* The backend of a DSR flow: the one it has, else the ring's, remembered from the first packet
  * after the SYN on. Until then the ring gives the same answer, so a flood of SYNs writes nothing.
  */
-LB_INLINE enum verdict flow_backend(struct journey *j, const struct vip *vip, const struct target *t,
-				    const int v6)
+LB_INLINE enum verdict flow_backend(struct journey *j, const struct vip *vip,
+				    const struct target *t, const int v6)
 {
 	struct flow_key k = flow_key_of(j, v6);
 	__u64 hash = flow_hash(&k, vip, v6), tag = FLOW_TAG(hash), e, fresh;
@@ -846,7 +852,8 @@ LB_INLINE enum verdict dsr_send(struct xdp_md *ctx, struct journey *j, __u8 mode
 		remember_fragment(j, 0, mode, 0, v6);
 	decrement_ttl(p, v6);
 	if (!outer)
-		return set_link(ctx, j, backend, path, p->ethertype, 0) ? LB_NO_HEADROOM : LB_DSR_L2;
+		return set_link(ctx, j, backend, path, p->ethertype, 0) ? LB_NO_HEADROOM
+									: LB_DSR_L2;
 	struct tunnel tunnel = {
 		.bytes = p->bytes,
 		.spread = source_of(p, v6)[v6 ? 3 : 0] ^ (__u32)p->remote_port << 16,
@@ -968,7 +975,8 @@ LB_INLINE enum verdict odd_packet(struct xdp_md *ctx, struct journey *j, const i
 	}
 }
 
-/* ---- answers: what the sender is told when something was wrong --------------------------------- */
+/* ---- answers: what the sender is told when something was wrong ---------------------------------
+ */
 
 LB_INLINE int take_question(struct packet *p, struct question *q, const int v6)
 {
@@ -989,14 +997,14 @@ LB_INLINE int take_question(struct packet *p, struct question *q, const int v6)
 		return -1;
 	q->sequence = tcp->seq;
 	q->acknowledged = tcp->ack_seq;
-	q->segment_bytes = p->bytes - (p->l4 - p->l3) - tcp->doff * 4 + !!(p->tcp_flags & LB_TCP_SYN) +
-			   !!(p->tcp_flags & LB_TCP_FIN);
+	q->segment_bytes = p->bytes - (p->l4 - p->l3) - tcp->doff * 4 +
+			   !!(p->tcp_flags & LB_TCP_SYN) + !!(p->tcp_flags & LB_TCP_FIN);
 	return 0;
 }
 
 /* The packet becomes the answer's size; its link header, turned round, is written. */
-LB_INLINE int resize(struct xdp_md *ctx, struct journey *j, const struct question *q, __u32 l3_bytes,
-		     __u32 more_in_front)
+LB_INLINE int resize(struct xdp_md *ctx, struct journey *j, const struct question *q,
+		     __u32 l3_bytes, __u32 more_in_front)
 {
 	struct packet *p = &j->p;
 	struct ethhdr *eth;
@@ -1100,8 +1108,9 @@ LB_INLINE enum verdict answer(struct xdp_md *ctx, struct journey *j, enum verdic
 	}
 	if (answer_error(ctx, j, q, v, v6))
 		return LB_NO_HEADROOM;
-	return v == LB_TOO_BIG ? LB_TOO_BIG_ANSWERED : v == LB_TTL_EXPIRED ? LB_TTL_ANSWERED
-									 : LB_PORT_REFUSED;
+	return v == LB_TOO_BIG	     ? LB_TOO_BIG_ANSWERED
+	       : v == LB_TTL_EXPIRED ? LB_TTL_ANSWERED
+				     : LB_PORT_REFUSED;
 }
 
 /* ---- the journey ----------------------------------------------------------------------------- */

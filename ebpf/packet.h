@@ -34,7 +34,7 @@ struct packet {
 	__u32 bytes;   /* length of the IP packet, as its header says */
 	__u32 ingress; /* interface index */
 	__be16 ethertype;
-	__be16 vlan; /* outermost VLAN id, 0: no tag */
+	__be16 vlan;   /* outermost VLAN id, 0: no tag */
 	__u8 protocol; /* of the transport header, also of a quoted one */
 	__u8 shape;
 	__u8 tcp_flags; /* 0 unless TCP */
@@ -121,8 +121,8 @@ LB_INLINE int parse_ip6(struct packet *p)
 			return 0;
 		p->l4 = fragment + 1;
 		p->protocol = fragment->next;
-		p->shape = fragment->offset & LB_BE16(0xfff8) ? LB_LATER_FRAGMENT
-							      : LB_FIRST_FRAGMENT;
+		p->shape =
+			fragment->offset & LB_BE16(0xfff8) ? LB_LATER_FRAGMENT : LB_FIRST_FRAGMENT;
 	} else if (ip->nexthdr == IPPROTO_HOPOPTS || ip->nexthdr == IPPROTO_ROUTING ||
 		   ip->nexthdr == IPPROTO_DSTOPTS || ip->nexthdr == IPPROTO_AH) {
 		p->shape = LB_EXTENSION;
@@ -203,7 +203,7 @@ LB_INLINE void parse_icmp(struct packet *p, const int v6)
 		p->shape = LB_ECHO;
 	else if (v6 ? icmp->type >= ICMPV6_DEST_UNREACH && icmp->type <= ICMPV6_PARAMPROB
 		    : icmp->type == ICMP_DEST_UNREACH || icmp->type == ICMP_TIME_EXCEEDED ||
-			      icmp->type == ICMP_PARAMETERPROB)
+				 icmp->type == ICMP_PARAMETERPROB)
 		parse_quote(p, v6);
 }
 

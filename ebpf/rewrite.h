@@ -32,7 +32,8 @@ LB_INLINE void decrement_ttl(struct packet *p, const int v6)
 }
 
 /* New addresses; the sum of the change, for the transport's checksum. */
-LB_INLINE __u64 set_addresses(void *l3, const __be32 *source, const __be32 *destination, const int v6)
+LB_INLINE __u64 set_addresses(void *l3, const __be32 *source, const __be32 *destination,
+			      const int v6)
 {
 	__u64 change;
 

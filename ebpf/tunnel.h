@@ -22,8 +22,8 @@ LB_INLINE __u8 traffic_class6(const void *ip6)
 }
 
 /* -1: no room between `at` and `end`. */
-LB_INLINE int write_tunnel4(void *at, void *end, const struct tunnel *t, const struct config *config,
-			    const __be32 *destination)
+LB_INLINE int write_tunnel4(void *at, void *end, const struct tunnel *t,
+			    const struct config *config, const __be32 *destination)
 {
 	struct iphdr *ip = at;
 	__u64 sum;
@@ -48,15 +48,16 @@ LB_INLINE int write_tunnel4(void *at, void *end, const struct tunnel *t, const s
 	return 0;
 }
 
-LB_INLINE int write_tunnel6(void *at, void *end, const struct tunnel *t, const struct config *config,
-			    const __be32 *destination)
+LB_INLINE int write_tunnel6(void *at, void *end, const struct tunnel *t,
+			    const struct config *config, const __be32 *destination)
 {
 	struct ipv6hdr *ip = at;
 	__be32 *source;
 
 	if ((void *)(ip + 1) > end)
 		return -1;
-	*(lb_word *)ip = LB_BE32(0x60000000 | (__u32)t->class << 20) | (t->spread & LB_BE32(0xfffff));
+	*(lb_word *)ip =
+		LB_BE32(0x60000000 | (__u32)t->class << 20) | (t->spread & LB_BE32(0xfffff));
 	ip->payload_len = LB_BE16(t->bytes);
 	ip->nexthdr = t->protocol;
 	ip->hop_limit = LB_TUNNEL_TTL;

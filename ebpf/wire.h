@@ -31,8 +31,8 @@
 #define LB_INLINE static __always_inline
 
 /* Little-endian machines only: x86-64 and arm64. */
-#define LB_BE16(x) ((__be16)__builtin_bswap16((__u16)(x)))
-#define LB_BE32(x) ((__be32)__builtin_bswap32((__u32)(x)))
+#define LB_BE16(x)   ((__be16)__builtin_bswap16((__u16)(x)))
+#define LB_BE32(x)   ((__be32)__builtin_bswap32((__u32)(x)))
 #define LB_HOST16(x) __builtin_bswap16((__u16)(x))
 #define LB_HOST32(x) __builtin_bswap32((__u32)(x))
 
@@ -40,8 +40,8 @@
 typedef __u16 __attribute__((may_alias)) lb_half;
 typedef __u32 __attribute__((may_alias)) lb_word;
 
-#define LB_MORE_FRAGMENTS 0x2000
-#define LB_DONT_FRAGMENT 0x4000
+#define LB_MORE_FRAGMENTS  0x2000
+#define LB_DONT_FRAGMENT   0x4000
 #define LB_FRAGMENT_OFFSET 0x1fff
 
 #define LB_TCP_FIN 0x01

@@ -6,7 +6,7 @@
  */
 #include <uapi/linux/bpf.h>
 
-#define MAP(name) bpf_pseudo_fd(1, FD_##name)
+#define MAP(name)  bpf_pseudo_fd(1, FD_##name)
 #define HEAD_WORDS 10
 
 struct order {
@@ -104,7 +104,8 @@ int generate(struct xdp_md *ctx)
 	if (c >= o->flows)
 		c = 0;
 	o->counter = c;
-	/* client 10.1.1.0 + c / 16384, port 1024 + c % 16384; the IP checksum follows by difference */
+	/* client 10.1.1.0 + c / 16384, port 1024 + c % 16384; the IP checksum follows by difference
+	 */
 	address = __builtin_bswap32(0x0a010100 + (c >> 14));
 	sum = (u16) ~*(u16 *)(start + 24) + (u64)(u32) ~*(u32 *)(start + 26) + address;
 	sum = (sum & 0xffffffff) + (sum >> 32);

@@ -64,7 +64,8 @@ static unsigned compose(unsigned char *b, unsigned room)
 			b[at + 6] = b[at + 7] = 0;
 		if (protocol == 44)
 			b[at + 40] = protocols[next() % sizeof(protocols)];
-		if (protocol == 1 || protocol == 58) { /* an error that quotes what we might have sent */
+		if (protocol == 1 ||
+		    protocol == 58) { /* an error that quotes what we might have sent */
 			unsigned l4 = at + (v6 ? 40 : 20), q = l4 + 8;
 
 			b[l4] = v6 ? 1 + next() % 4 : 3;
@@ -99,7 +100,8 @@ static void journey(unsigned char *b, unsigned length)
 	if (p.shape > LB_LAST_COMMON)
 		return;
 
-	__be32 source[4] = {next(), next(), next(), next()}, destination[4] = {next(), next(), next(), next()};
+	__be32 source[4] = {next(), next(), next(), next()},
+	       destination[4] = {next(), next(), next(), next()};
 	struct ends ends = {source, destination, next(), next()};
 	struct iphdr *ip = p.l3;
 	__u16 before = v6 ? 0 : plain_sum(ip, 20, 0);
@@ -152,9 +154,11 @@ static void check(void)
 	assert(nat_idle(life, 0xffffffef) == 0); /* another CPU is a tick ahead */
 
 	/* checksums: RFC 1624's own example, and UDP's two zeros */
-	assert(checksum_changed(LB_BE16(0xdd2f), change16(LB_BE16(0x5555), LB_BE16(0x3285))) == LB_BE16(0x0000));
+	assert(checksum_changed(LB_BE16(0xdd2f), change16(LB_BE16(0x5555), LB_BE16(0x3285))) ==
+	       LB_BE16(0x0000));
 	assert(udp_checksum_changed(0, change16(1, 2)) == 0);
-	assert(udp_checksum_changed(LB_BE16(0xdd2f), change16(LB_BE16(0x5555), LB_BE16(0x3285))) == 0xffff);
+	assert(udp_checksum_changed(LB_BE16(0xdd2f), change16(LB_BE16(0x5555), LB_BE16(0x3285))) ==
+	       0xffff);
 	for (unsigned i = 0; i < 100000; i++) {
 		__u16 words[6];
 
@@ -180,15 +184,19 @@ static void check(void)
 	printf("index6 %llx\n", (unsigned long long)index_hash(a6, LB_BE16(80), 6, 1));
 	printf("hint4 %u\n", hint_index4(a4[0]));
 	printf("hint6 %u\n", hint_index6(a6));
-	printf("sizes vip=%zu neighbour=%zu hop=%zu router_key=%zu snat=%zu nat_bucket=%zu range4=%zu range6=%zu "
-	       "client_key=%zu client=%zu fragment_key=%zu fragment=%zu limit_key=%zu limit=%zu scratch=%zu "
+	printf("sizes vip=%zu neighbour=%zu hop=%zu router_key=%zu snat=%zu nat_bucket=%zu "
+	       "range4=%zu range6=%zu "
+	       "client_key=%zu client=%zu fragment_key=%zu fragment=%zu limit_key=%zu limit=%zu "
+	       "scratch=%zu "
 	       "counter=%zu config=%zu\n",
-	       sizeof(struct vip), sizeof(struct neighbour), sizeof(struct hop), sizeof(struct router_key),
-	       sizeof(struct snat), sizeof(struct nat_bucket), sizeof(struct range_key4), sizeof(struct range_key6),
-	       sizeof(struct client_key), sizeof(struct client), sizeof(struct fragment_key), sizeof(struct fragment),
-	       sizeof(struct limit_key), sizeof(struct limit), sizeof(struct scratch), sizeof(struct counter),
-	       sizeof(struct config));
-	printf("layout %d ring_lines %d counters %d verdicts %d\n", LB_LAYOUT, LB_RING_LINES, LB_COUNTERS, LB_VERDICTS);
+	       sizeof(struct vip), sizeof(struct neighbour), sizeof(struct hop),
+	       sizeof(struct router_key), sizeof(struct snat), sizeof(struct nat_bucket),
+	       sizeof(struct range_key4), sizeof(struct range_key6), sizeof(struct client_key),
+	       sizeof(struct client), sizeof(struct fragment_key), sizeof(struct fragment),
+	       sizeof(struct limit_key), sizeof(struct limit), sizeof(struct scratch),
+	       sizeof(struct counter), sizeof(struct config));
+	printf("layout %d ring_lines %d counters %d verdicts %d\n", LB_LAYOUT, LB_RING_LINES,
+	       LB_COUNTERS, LB_VERDICTS);
 }
 
 int main(int argc, char **argv)
