@@ -1008,7 +1008,8 @@ LB_INLINE int resize(struct xdp_md *ctx, struct journey *j, const struct questio
 {
 	struct packet *p = &j->p;
 	struct ethhdr *eth;
-	int cut = (int)(p->link + l3_bytes) - (int)(p->end - p->start);
+	/* a long packet may lie in several buffers, of which start and end show the first */
+	int cut = (int)(p->link + l3_bytes) - (int)bpf_xdp_get_buff_len(ctx);
 
 	if (bpf_xdp_adjust_tail(ctx, cut))
 		return -1;

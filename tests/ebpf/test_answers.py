@@ -7,6 +7,7 @@ from scapy.layers.inet6 import IPv6ExtHdrDestOpt, IPv6ExtHdrHopByHop, IPv6ExtHdr
 from scapy.layers.l2 import ARP
 from scapy.packet import Packet
 
+from lbagent.xdp import bpf, testrun
 from tests.ebpf.scene import (
     ICMP,
     IP,
@@ -21,6 +22,7 @@ from tests.ebpf.scene import (
     Row,
     Scene,
     Verdict,
+    assert_same,
     check,
     rows,
     w,
@@ -260,3 +262,32 @@ def test_resets_are_limited(world: World, policy, family: int) -> None:
     verdicts = [scene.send(scene.to_vip(7)).verdict for _ in range(40)]
     assert verdicts.count(Verdict.PORT_REFUSED) in range(5, 16)  # a tick or two may begin meanwhile
     assert verdicts.count(Verdict.ICMP_LIMIT) == 40 - verdicts.count(Verdict.PORT_REFUSED)
+
+
+@pytest.fixture(scope="module")
+def frags(loaded: World) -> int:
+    """The same program, loaded for packets in several buffers."""
+    code = loaded.code.bound({name: m.fd for name, m in loaded.maps.items()})
+    return bpf.load_program(code, name="lb_frags", flags=bpf.ProgramFlag.FRAGS)
+
+
+@pytest.mark.parametrize("family", [4, 6])
+@pytest.mark.parametrize("size", [1000, 3000, 8000])
+def test_a_jumbo_frame_is_answered_in_one_small_frame(world: World, frags: int, family: int, size: int) -> None:
+    scene = Scene(world, family == 6)
+    refused = scene.to_vip(7, proto=UDP, payload=bytes(size))
+    action, packet = world.on_thread(lambda: testrun.run_on(frags, bytes(refused), w.CLIENTS))
+    assert action == "tx"
+    assert_same(packet, told(scene, unreachable(scene), refused))
+    refused = scene.to_vip(7, flags="A", payload=bytes(size))
+    action, packet = world.on_thread(lambda: testrun.run_on(frags, bytes(refused), w.CLIENTS))
+    assert_same(packet, reset(scene, 7, seq=200, ack=0, flags="R"))
+
+
+@pytest.mark.parametrize("family", [4, 6])
+def test_a_jumbo_frame_too_long_for_the_way_is_told_the_mtu(world: World, frags: int, family: int) -> None:
+    scene = Scene(world, family == 6)
+    packet = scene.to_vip(82, flags="A", payload=bytes(8000))
+    action, out = world.on_thread(lambda: testrun.run_on(frags, bytes(packet), w.CLIENTS))
+    assert action == "tx"
+    assert_same(out, told(scene, too_big(scene, 1500 - (40 if scene.v6 else 20)), packet))
