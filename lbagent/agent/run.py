@@ -68,6 +68,7 @@ class Agent:
         self._clocks = clocks
         self._is_ready = False
         self._saved: object = None
+        self._unsaved = ""
         self._world = World(
             host=settings.host.name,
             settings=settings.settings(),
@@ -213,9 +214,11 @@ class Agent:
             try:
                 await asyncio.to_thread(state.save, path, last.snapshot)
             except ControlError as error:
-                _log.error("snapshot not saved", error=str(error))
+                if str(error) != self._unsaved:  # tried again every few seconds, said once
+                    _log.error("snapshot not saved", error=str(error))
+                self._unsaved = str(error)
             else:
-                self._saved = worth_keeping
+                self._saved, self._unsaved = worth_keeping, ""
 
     def _refresh(self) -> None:
         gauges.refresh(
@@ -247,7 +250,7 @@ class Agent:
 
     def _problems(self) -> Mapping[str, str]:
         guard = self._loop.last.held_why if self._loop.last else ""
-        return {**self._alive(), **self._ready(), "guard": guard}
+        return {**self._alive(), **self._ready(), "guard": guard, "memory": self._unsaved}
 
     # --- configuration ---------------------------------------------------------------------------
 

@@ -16,9 +16,12 @@ import pytest
 
 from lbagent import config
 from lbagent.agent import run as daemon
+from lbagent.agent import state
 from lbagent.agent.drain import Phase
 from lbagent.agent.world import Clocks
+from lbagent.errors import ControlError
 from lbagent.metrics import Metrics
+from lbagent.model.state import Snapshot
 from lbagent.notify import Notifier
 from lbagent.probe.schedule import Prober
 from tests.agent.machine import one_service
@@ -170,6 +173,28 @@ async def test_the_last_snapshot_is_kept_for_a_start_without_the_api(
         assert (await host.ask("status"))["result"]["from_memory"]
         (vip,) = host.kernel.forwards
         assert [vip.address] == [a for s in held.values() for a in s.status_addresses]
+
+
+async def test_a_snapshot_that_cannot_be_kept_is_a_problem_and_said_once(
+    host: Host, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tries: list[Path] = []
+    save = state.save
+
+    def full(path: Path, snapshot: Snapshot) -> None:
+        tries.append(path)
+        raise ControlError("the disk is full")
+
+    monkeypatch.setattr(daemon, "SAVE_EVERY_S", 0.01)
+    monkeypatch.setattr(state, "save", full)
+    async with running(host) as agent:
+        await until(lambda: len(tries) > 3)
+        assert (await host.ask("status"))["result"]["problems"] == {"memory": "the disk is full"}
+        assert "".join(capsys.readouterr()).count("snapshot not saved") == 1
+        monkeypatch.setattr(state, "save", save)
+        await until(lambda: not agent._unsaved)
+        assert (host.folder / "snapshot.json").exists()
+        assert (await host.ask("status"))["result"]["ok"]
 
 
 async def until(claim: Any) -> None:
