@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 
 from lbagent.model.pool import Assignment, Pool, Reservation
 from lbagent.model.reason import Judgement, Reason
-from lbagent.model.service import ServiceKey, TrafficPolicy
+from lbagent.model.service import Protocol, ServiceKey, TrafficPolicy
 from lbagent.model.state import Settings, Snapshot
 from lbagent.plan import request as requests
 from lbagent.plan.facts import Facts, Held, Holding, age
@@ -42,15 +42,17 @@ def may_share(one: Facts, other: Facts) -> str:
     MetalLB's rule: no port of both, and either all traffic policies are Cluster, or all are Local
     and choose the same pods.
     """
+    both = {(p.protocol, p.port) for p in one.service.ports} & {(p.protocol, p.port) for p in other.service.ports}
+    return _why_apart(one, other) or _clash(both)
+
+
+def _why_apart(one: Facts, other: Facts) -> str:
+    """Why two Services may not share whatever their ports."""
     key, other_key = one.wish.sharing_key, other.wish.sharing_key
     if not key or not other_key:
-        return "no consent: both need a sharing key"
+        return NO_CONSENT
     if key != other_key:
         return f"the sharing keys differ: {key} and {other_key}"
-    ports = {(port.protocol, port.port) for port in one.service.ports}
-    both = sorted(f"{p.port}/{p.protocol}" for p in other.service.ports if (p.protocol, p.port) in ports)
-    if both:
-        return f"both use {', '.join(both)}"
     policy = one.service.external_traffic_policy
     if policy is not other.service.external_traffic_policy:
         return "the traffic policies differ"
@@ -59,15 +61,44 @@ def may_share(one: Facts, other: Facts) -> str:
     return ""
 
 
-def _refused_by(one: Facts, holders: Iterable[Facts]) -> Judgement | None:
-    """The Reason why ``one`` may not join the holders of an address."""
-    for holder in holders:
-        why = may_share(one, holder)
-        if why:
-            consent = not why.startswith("no consent")
-            reason = Reason.ALREADY_ALLOCATED_INCOMPATIBLE if consent else Reason.ALREADY_ALLOCATED
-            return Judgement(reason=reason, detail=f"{holder.key} holds it; {why}")
-    return None
+def _clash(both: Iterable[tuple[Protocol, int]]) -> str:
+    named = sorted(f"{port}/{protocol}" for protocol, port in both)
+    return f"both use {', '.join(named)}" if named else ""
+
+
+NO_CONSENT = "no consent: both need a sharing key"
+
+
+class Occupants:
+    """The Services on one address. Thousands may share it, so a newcomer is not held against each."""
+
+    def __init__(self, those: Iterable[Facts] = ()) -> None:
+        self._by_profile: dict[object, Facts] = {}
+        self._by_port: dict[tuple[Protocol, int], Facts] = {}
+        for one in those:
+            self.add(one)
+
+    def add(self, one: Facts) -> None:
+        """One more."""
+        service = one.service
+        profile = (one.wish.sharing_key, service.external_traffic_policy, tuple(sorted(service.selector.items())))
+        self._by_profile.setdefault(profile, one)
+        for port in service.ports:
+            self._by_port.setdefault((port.protocol, port.port), one)
+
+    def refusal(self, one: Facts) -> Judgement | None:
+        """Why a Service may not join them."""
+        for holder in self._by_profile.values():
+            why = _why_apart(one, holder)
+            if why:
+                reason = Reason.ALREADY_ALLOCATED if why == NO_CONSENT else Reason.ALREADY_ALLOCATED_INCOMPATIBLE
+                return Judgement(reason=reason, detail=f"{holder.key} holds it; {why}")
+        for port in one.service.ports:
+            other = self._by_port.get((port.protocol, port.port))
+            if other:
+                why = may_share(one, other)
+                return Judgement(reason=Reason.ALREADY_ALLOCATED_INCOMPATIBLE, detail=f"{other.key} holds it; {why}")
+        return None
 
 
 def adopt(register: Register) -> dict[ServiceKey, Holding]:
@@ -77,12 +108,12 @@ def adopt(register: Register) -> dict[ServiceKey, Holding]:
     """
     result: dict[ServiceKey, Holding] = {}
     for address in sorted(register.contested):
-        kept: list[Facts] = []
+        kept = Occupants()
         claimants = [register.facts[key] for key in register.claimants[address]]
         for one in sorted(claimants, key=lambda one: age(one.service)):
-            refusal = _refused_by(one, kept)
+            refusal = kept.refusal(one)
             if refusal is None:
-                kept.append(one)
+                kept.add(one)
             else:
                 result[one.key] = _without(result.get(one.key, one.claim), address, refusal)
     return result
@@ -109,6 +140,7 @@ class Ledger:
         self._facts = register.facts
         self._giving_way = giving_way
         self._joined: dict[str, list[ServiceKey]] = {}
+        self._occupants: dict[str, Occupants] = {}
         self._fresh: dict[int, set[int]] = {4: set(), 6: set()}
         self._cooling: dict[int, dict[int, ServiceKey]] = {4: {}, 6: {}}
         self._sticky: dict[ServiceKey, list[tuple[int, int]]] = {}
@@ -182,6 +214,8 @@ class Ledger:
     def take(self, one: Facts, item: Held) -> None:
         """Note that a Service is given an address."""
         self._joined.setdefault(item.address, []).append(one.key)
+        if item.address in self._occupants:
+            self._occupants[item.address].add(one)
         self._fresh[item.family].add(item.value)
         self._cooling[item.family].pop(item.value, None)
         self._count(one.key, (item,))
@@ -198,6 +232,7 @@ class Ledger:
     def give_back(self, key: ServiceKey, item: Held) -> None:
         """Undo a ``take``."""
         self._joined[item.address].remove(key)
+        self._occupants.pop(item.address, None)
         holders = self._holders(item.address)
         if not any(holder.namespace == key.namespace for holder in holders):
             self._addresses_by_namespace[key.namespace].discard(item.address)
@@ -266,16 +301,22 @@ class Ledger:
 
     def _judge(self, one: Facts, item: Held) -> Judgement | None:
         """Why a Service may not have this address now."""
-        holders = [key for key in self._holders(item.address) if key != one.key]
-        refusal = _refused_by(one, [self._facts[key] for key in holders])
+        if item.address not in self._occupants:
+            self._occupants[item.address] = Occupants(self._facts[key] for key in self._holders(item.address))
+        refusal = self._occupants[item.address].refusal(one)
         if refusal:
             return Judgement(reason=refusal.reason, detail=f"{item.address}: {refusal.detail}")
         leaving = self._cooling[item.family].get(item.value)
-        if holders and all(self._facts[key].service.deleting for key in holders):
-            leaving = holders[0]
+        if leaving is None and self._is_being_deleted(item.address):
+            leaving = self._holders(item.address)[0]
         if leaving is not None and leaving != one.key:
             return Judgement(reason=Reason.COOLING_DOWN, detail=f"{item.address}, lately of {leaving}")
         return self._quota(one, item.address)
+
+    def _is_being_deleted(self, address: str) -> bool:
+        """Are all its holders about to go?"""
+        holders = self._holders(address) if address not in self._joined else ()
+        return bool(holders) and all(self._facts[key].service.deleting for key in holders)
 
     def _mode_refusal(self, one: Facts, pool: Pool) -> Judgement | None:
         """Why the Service cannot be forwarded from this pool."""

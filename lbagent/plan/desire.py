@@ -23,6 +23,7 @@ from lbagent.plan import request as requests
 from lbagent.plan.assign import Verdict, adopt, allocate
 from lbagent.plan.eligible import Choice, Eligibility, Probes, Selection, Usable, usable
 from lbagent.plan.facts import Facts, Holding, assignment, establish, mode_of
+from lbagent.plan.pools import index
 from lbagent.plan.register import Register, may_be_given
 from lbagent.plan.report import FINALIZER, is_reported, is_written, was_ours
 from lbagent.plan.ring import Rings
@@ -62,6 +63,7 @@ class Memory:
 
     def _reset(self, settings: Settings) -> None:
         self._settings = settings
+        self._pools = index(settings.pools)
         self._labels: Mapping[str, Mapping[str, str]] = {}
         self._endpoints: Mapping[ServiceKey, tuple[Endpoint, ...]] = {}
         self._usable: dict[ServiceKey, dict[int, Usable]] = {}
@@ -141,7 +143,9 @@ class Memory:
         self._labels = snapshot.namespace_labels
         for key in changed:
             self._strike_out(key)
-            self._register.note(establish(services[key], self._labels.get(key.namespace, {}), self._settings))
+            self._register.note(
+                establish(services[key], self._labels.get(key.namespace, {}), self._settings, pools=self._pools)
+            )
         if len(facts) != len(services):
             for key in facts.keys() - services.keys():
                 self._strike_out(key)

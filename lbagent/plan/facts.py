@@ -63,15 +63,17 @@ class Facts:
         return self.service.key
 
 
-def establish(service: Service, namespace_labels: Mapping[str, str], settings: Settings) -> Facts:
-    """The Facts of a Service."""
+def establish(
+    service: Service, namespace_labels: Mapping[str, str], settings: Settings, *, pools: PoolIndex | None = None
+) -> Facts:
+    """The Facts of a Service. ``pools`` is the index of ``settings.pools``, from whoever has it at hand."""
     foreign = requests.foreign(service, settings)
     if foreign:
         return Facts(service, foreign)
     wish = requests.read(service)
-    holding = claim(service, index(settings.pools), namespace_labels)
+    holding = claim(service, pools or index(settings.pools), namespace_labels)
     mode = mode_of(wish, holding.held)
-    modes = (mode,) if wish.mode or holding.held else tuple(pool.mode for pool in settings.pools) or (mode,)
+    modes = [mode] if wish.mode or holding.held else list(dict.fromkeys(p.mode for p in settings.pools)) or [mode]
     return Facts(
         service,
         None,
