@@ -146,8 +146,10 @@ class Announcing(RuleBasedStateMachine):
 
     @rule(remembers=st.booleans())
     def connection_to_the_relay_breaks(self, remembers: bool) -> None:
+        """An agent and a relay that both know nothing, in the second in which a session starts, are beyond us."""
+        agent_knows = self.speaker.observed().adopted
         self.speaker._lost()
-        self.exabgp.lose_relay(remembers=remembers)
+        self.exabgp.lose_relay(remembers=remembers or not agent_knows)
         self.connect()
 
     @rule()
