@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``make chaos``: every fault of ``faults.py`` under load, one after the other, and the ledger of what came of each.
+"""``make chaos``: every fault of ``scenarios.py`` under load, one after the other, and the ledger of what came of each.
 
 A promise that is not kept stands in the ledger as that. ``docs/reliability.md`` is written from a run.
 """
@@ -13,9 +13,9 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from tests.lab import demo
-from tests.lab.faults import SCENARIOS
 from tests.lab.inventory import REPOSITORY
 from tests.lab.lab import Lab
+from tests.lab.scenarios import SCENARIOS
 from tests.lab.scene import RATE, Entry, run, settle
 
 PAGE = REPOSITORY / "docs" / "reliability.md"

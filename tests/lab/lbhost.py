@@ -93,6 +93,7 @@ class LbHost:
                 "interfaces": [lb.uplink.device, lb.inside.device],
                 "attach": "native",
                 "snat": {"addresses": list(lb.snat.addresses_only)},
+                "modes": ["nat", "dsr-l2", "dsr-ipip"],
             },
             "http": {"listen": HTTP},
             "paths": {
@@ -125,6 +126,18 @@ class LbHost:
         self.speaker = self.inventory.start(
             f"{self.name}-bgp", self.namespace.command(*argv), log=self.folder / "bgp.log"
         )
+
+    @property
+    def running_agent(self) -> Process:
+        if self.agent is None:
+            raise LabError(f"{self.name} has no agent")
+        return self.agent
+
+    @property
+    def running_speaker(self) -> Process:
+        if self.speaker is None:
+            raise LabError(f"{self.name} has no ExaBGP")
+        return self.speaker
 
     @property
     def agent_command(self) -> list[str]:

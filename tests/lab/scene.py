@@ -5,6 +5,7 @@ A Scenario is data. ``run`` judges it by the client's own ledger of requests and
 counted; nothing that the agent says of itself makes a promise kept.
 """
 
+import itertools
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -21,6 +22,17 @@ from tests.lab.traffic import Ledger, Load
 HTTP = 80
 RATE = 50.0  # requests per second
 LIMIT_S = 400.0
+
+UNDER_WAY = 3
+"""Requests that may be under way at one moment: an answer takes some milliseconds, every 20 ms one begins."""
+FALL_S = 3.0
+"""docs/reference/health.md: three probes 0.5 s apart, 0.4 s for each to time out; here with room for a busy machine."""
+READY_S = 20.0
+"""A start of the agent on a busy machine with two cores."""
+LEASE_S = 6.0 + 2.0 + 4.0
+"""The lab's lease.duration_s, one lease.renew_s, and the time to write and read a status."""
+PASS_S = 35.0
+"""Without an event a pass, and a look at what the maps hold, comes every 30 s."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,6 +96,13 @@ class Scene:
         """A backend like the others, without a pod of the Service."""
         return self.lab.topology.nodes[-1]
 
+    def another_service(self) -> str:
+        """With one pod; it goes with the scene. No two have one name: an earlier one may still be leaving."""
+        name = f"late-{next(_numbers)}"
+        self.undo.callback(self.lab.undeploy, name)
+        self.lab.deploy(name, pods=1)
+        return name
+
     def rounds(self, full: int, *, short: int) -> int:
         """How often, or how long."""
         return short if self.is_short else full
@@ -121,6 +140,9 @@ class Scene:
 
     def wait(self, what: str, look: Callable[[], object], *, limit_s: float) -> None:
         wait_for(what, look, limit_s=limit_s, logs=self.lab.logs)
+
+
+_numbers = itertools.count(1)
 
 
 def sessions(lab: Lab) -> dict[tuple[str, int], Session]:

@@ -5,8 +5,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.lab.faults import SCENARIOS
 from tests.lab.lab import Lab, random_prefix
+from tests.lab.scenarios import SCENARIOS
 from tests.lab.scene import Scenario, run, settle
 
 
