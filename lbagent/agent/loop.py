@@ -179,11 +179,11 @@ class Loop:
     def _next_due(self, snapshot: Snapshot) -> float:
         """Seconds until time alone changes something that this pass could not.
 
-        An address stops attracting, a node has drained, a target is tried again.
+        An address stops attracting, a node has drained, a target is tried again, nodes know a status.
         """
         settle_s = snapshot.settings.settle_s
         times = [until + settle_s for until in self._speaker.observed().attracting.values()]
-        times += [*snapshot.leaving.values(), self._writer.resumes]
+        times += [*snapshot.leaving.values(), self._writer.resumes, self._world.turns]
         waits = [at - snapshot.now for at in times if snapshot.now < at < math.inf]
         return max(COMPANY_S, min([PERIOD_S, *waits]))
 

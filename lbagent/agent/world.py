@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 from lbagent import log
+from lbagent.agent.news import News
 from lbagent.agent.targets import Cluster, Kernel
 from lbagent.model.pool import Assignment, Reservation
 from lbagent.model.route import PathPolicy
@@ -58,6 +59,7 @@ class World:
         self._reservations: dict[str, Reservation] = dict(stored.reservations) if stored else {}
         self._holder_by_address: dict[str, ServiceKey] = {}
         self._eligible: dict[str, Node] = {}
+        self._news = News()
         self._leaving: dict[str, tuple[float, Node]] = {}
 
     @property
@@ -69,6 +71,11 @@ class World:
     def from_memory(self) -> bool:
         """Do decisions rest on the stored Snapshot?"""
         return not self._cluster.listed and self._stored is not None
+
+    @property
+    def turns(self) -> float:
+        """When the next Service may be forwarded in its DSR mode; 0 when none waits for that."""
+        return self._news.turns
 
     def snapshot(self) -> Snapshot:
         """All we know now, frozen. Also tells the kernel which node addresses matter."""
@@ -84,7 +91,7 @@ class World:
                 listed=self._cluster.listed,
                 is_leader=self._cluster.listed and self._cluster.holds_lease(now),
                 settings=self.settings,
-                services=dict(self._cluster.services),
+                services=self._news.services(self._cluster.services, now),
                 endpoints=dict(self._cluster.endpoints),
                 nodes=self._nodes(now),
                 namespace_labels=dict(self._cluster.namespace_labels),
