@@ -9,8 +9,8 @@ from tests.ebpf.world import World, populate
 
 
 @pytest.fixture(scope="session")
-def loaded() -> Iterator[World]:
-    world = World()
+def loaded(request: pytest.FixtureRequest) -> Iterator[World]:
+    world = World(cache=request.config.cache.mkdir("bytecode"))
     populate(world)
     yield world
     world.close()

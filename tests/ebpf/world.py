@@ -89,15 +89,13 @@ class Outcome:
 class World:
     """The loaded program and its maps. ``reset`` forgets every flow and count."""
 
-    def __init__(self, sizes: maps.Sizes = SIZES, defines: Mapping[str, int] | None = None) -> None:
+    def __init__(self, sizes: maps.Sizes = SIZES, *, cache: Path | None = None) -> None:
         self._thread = ThreadPoolExecutor(1, initializer=_own_interfaces)
         hz = testrun.kernel_hz()
         self.sizes = sizes
         self.tick_s = (1 << maps.tick_shift(hz)) / hz
         self.maps = {spec.name: bpf.Map.create(spec) for spec in maps.specs(sizes)}
-        self.code = compiler.build(
-            EBPF, constants={**maps.constants(sizes, hz=hz), **(defines or {})}, maps=list(self.maps)
-        )
+        self.code = compiler.build(EBPF, constants=maps.constants(sizes, hz=hz), maps=list(self.maps), cache=cache)
         self.program = bpf.load_program(self.code.bound({name: m.fd for name, m in self.maps.items()}), name="lb_test")
         self.tables = maps.Tables(self.maps, sizes=sizes, tick_s=self.tick_s, clock=itertools.count(1.0).__next__)
         self.counters = counters.Counters(self.maps, sizes=sizes)
