@@ -19,7 +19,7 @@ from tests.lab.scenarios import SCENARIOS
 from tests.lab.scene import RATE, Entry, run, settle
 
 PAGE = REPOSITORY / "docs" / "reliability.md"
-BEGIN, END = "<!-- ledger: made by make chaos -->", "<!-- end of ledger -->"
+BEGIN, END = "<!-- made by make chaos KUBE={kube} -->", "<!-- end -->"
 
 
 def table(entries: Iterable[Entry]) -> str:
@@ -42,11 +42,12 @@ def table(entries: Iterable[Entry]) -> str:
     return "\n".join(rows)
 
 
-def write_page(page: Path, entries: Iterable[Entry], *, about: str) -> None:
-    """Replace the ledger in the page."""
-    head, _, rest = page.read_text().partition(BEGIN)
+def write_page(page: Path, entries: Iterable[Entry], *, kube: str, about: str) -> None:
+    """Replace the ledger of this form of the Kubernetes API."""
+    begin = BEGIN.format(kube=kube)
+    head, _, rest = page.read_text().partition(begin)
     _, _, foot = rest.partition(END)
-    page.write_text(f"{head}{BEGIN}\n\n{about}\n\n{table(entries)}\n\n{END}{foot}")
+    page.write_text(f"{head}{begin}\n\n{about}\n\n{table(entries)}\n\n{END}{foot}")
 
 
 def write_json(path: Path, entries: Iterable[Entry]) -> None:
@@ -100,10 +101,10 @@ def main() -> int:
     if chosen.write:
         machine = demo.machine()
         about = (
-            f"{time.strftime('%Y-%m-%d', time.gmtime())}, `make chaos`, {machine['cpus']} cores, "
-            f"Linux {machine['kernel']}, Kubernetes API: {chosen.kube}, {RATE:g} requests per second."
+            f"{time.strftime('%Y-%m-%d', time.gmtime())}, {machine['cpus']} cores with a load of "
+            f"{os.getloadavg()[2]:.0f} from other work, Linux {machine['kernel']}, {RATE:g} requests per second."
         )
-        write_page(PAGE, entries, about=about)
+        write_page(PAGE, entries, kube=chosen.kube, about=about)
     broken = [one.scenario.name for one in entries if not one.kept]
     print(
         f"{len(entries) - len(broken)} of {len(entries)} promises kept" + "".join(f"\n  not: {one}" for one in broken)
