@@ -438,9 +438,21 @@ class Tables:
         if number is None:
             number = self._free_routers.take()
             self._router_id[address] = number
+        mark = struct.pack("<I", number)
+        ids, before = self._maps["lb_router_ids"], self._router_key(number)
         self._write_neighbour("lb_routers", number, address, hop)
-        if hop is not None and address not in DEFAULT_ROUTERS:
-            self._maps["lb_router_ids"].update(codec.router_key(hop), struct.pack("<I", number))
+        if hop is None or address in DEFAULT_ROUTERS:
+            return
+        ids.update(codec.router_key(hop), mark)
+        if before != codec.router_key(hop) and ids.lookup(before) == mark:
+            ids.delete(before)  # its frames look different now, and another machine may get that MAC
+
+    def _router_key(self, number: int) -> bytes:
+        """How frames from this router looked when its way was last known."""
+        _, path, _, *hops = codec.NEIGHBOUR.unpack_from(self._memory["lb_routers"], number * codec.LINE)
+        known = hops[path & codec.PATH_SECOND] if path & codec.PATH_USABLE else hops[not path & codec.PATH_SECOND]
+        ifindex, mac, _, vlan, _ = codec.HOP.unpack(known)
+        return codec.ROUTER_KEY.pack(ifindex, mac, vlan)
 
     def _write_neighbour(self, name: str, number: int, address: str, hop: NextHop | None) -> None:
         memory, at = self._memory[name], number * codec.LINE

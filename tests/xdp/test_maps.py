@@ -207,6 +207,18 @@ def test_a_changed_way_is_written_aside_first(held: dict[str, Map], tables: Tabl
     assert codec.hop_bytes(ways[1]) in record, "the way before is still there, unused"
 
 
+@pytest.mark.parametrize("lost_between", [False, True])
+def test_a_router_with_a_new_mac_is_not_known_by_the_old_one(
+    held: dict[str, Map], tables: Tables, lost_between: bool
+) -> None:
+    old, new = (NextHop(ifindex=2, destination_mac=bytes([n] * 6), source_mac=bytes(6), mtu=1500) for n in (2, 4))
+    tables.set_router("10.0.0.254", old)
+    if lost_between:
+        tables.set_router("10.0.0.254", None)
+    tables.set_router("10.0.0.254", new)
+    assert [key for key, _ in held["lb_router_ids"].items()] == [codec.router_key(new)]
+
+
 def test_too_many_snat_addresses_are_refused(tables: Tables) -> None:
     with pytest.raises(TableFull, match="SNAT"):
         tables.configure(Settings(snat_addresses=("10.0.0.1", "10.0.0.2")))
