@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 from tests.lab import stages
+from tests.lab.lbhost import LbHost
 from tests.lab.netns import run
 from tests.lab.scene import LEASE_S, READY_S, Scene
 
@@ -143,13 +144,17 @@ def _live_without_disk(scene: Scene) -> None:
     scene.stop_counting()
     scene.inject_now()
     scene.lab.wait_routes(scene.lab.address_of(scene.another_service()), tuple(scene.lab.hosts))
-    log = host.folder / "agent.log"
-    scene.wait("the agent to say so", lambda: "snapshot not saved" in log.read_text(), limit_s=15)
+    scene.wait("lbctl status to say so", lambda: "cannot keep" in _problems(host).get("memory", ""), limit_s=15)
     host.kill_agent()
     host.start_agent()
     host.wait_ready()
     scene.repaired()
-    scene.say("it says `snapshot not saved`, serves a new Service all the same, and starts again when killed")
+    scene.say("lbctl status says so; it serves a new Service all the same, and starts again when killed")
+
+
+def _problems(host: LbHost) -> dict[str, str]:
+    problems: dict[str, str] = host.lbctl("status")["problems"]
+    return problems
 
 
 def _mount_over(scene: Scene, place: Path, options: str) -> None:
