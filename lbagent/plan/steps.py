@@ -133,15 +133,19 @@ def _status_steps(observed: Observed, desired: Desired, snapshot: Snapshot) -> I
 
 
 def _is_served(service: Service, observed: Observed, desired: Desired) -> bool:
-    """Does this host still attract or forward packets for a Service that is being deleted?"""
-    for address in service.status_addresses:
-        if any(route.address == address for route in observed.routes) and not any(
-            route.address == address for route in desired.routes
-        ):
-            return True
-        if any(Vip(address=address, protocol=p.protocol, port=p.port) in observed.forwards for p in service.ports):
-            return True
-    return False
+    """Does this host still attract or forward packets for a Service that is being deleted?
+
+    What is desired at its addresses is another Service's.
+    """
+    announced = {route.address for route in observed.routes} - {route.address for route in desired.routes}
+    vips = {
+        Vip(address=address, protocol=port.protocol, port=port.port)
+        for address in service.status_addresses
+        for port in service.ports
+    }
+    return not announced.isdisjoint(service.status_addresses) or any(
+        vip in observed.forwards and vip not in desired.forwards for vip in vips
+    )
 
 
 def _reports(observed: Observed, desired: Desired, snapshot: Snapshot) -> Iterator[Report]:

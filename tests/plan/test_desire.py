@@ -60,10 +60,12 @@ def test_a_forward_in_a_dsr_mode_keeps_the_port() -> None:
     assert (forward.mode, forward.node_port) == (Mode.DSR_IPIP, 0)
 
 
-def test_a_dsr_service_is_forwarded_only_once_its_status_says_ip_mode_vip() -> None:
+def test_a_dsr_service_is_forwarded_by_nat_until_its_status_says_ip_mode_vip() -> None:
     annotations = {"lbagent.io/mode": "dsr-l2"}
     desired = desire(make_snapshot([make_service(status=[A], ip_mode=IpMode.PROXY, annotations=annotations)]))
-    assert (desired.forwards, desired.routes) == ({}, {})
+    (forward,) = desired.forwards.values()
+    assert forward.mode is Mode.NAT  # until then: so a change of mode costs no route
+    assert len(desired.routes) == 1
     assert judgement(desired).reason is Reason.PENDING_ASSIGNMENT
     for written in (None, IpMode.VIP):  # unset means VIP
         service = make_service(status=[A], ip_mode=written, annotations=annotations)

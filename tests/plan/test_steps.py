@@ -239,6 +239,14 @@ def test_a_deleted_service_is_released_only_when_this_host_has_let_go() -> None:
     assert kinds == [[Withdraw], [Unprogram], [Release], []]
 
 
+def test_a_deleted_service_does_not_wait_for_another_that_took_over_its_address() -> None:
+    heir = make_service("a", status=["198.51.100.1"], created=1)
+    targets, _ = settled(make_snapshot([heir]))
+    going = make_service("b", status=["198.51.100.1"], created=2, deleting=True)
+    kinds = [type(step) for step in planned(make_snapshot([heir, going]), targets.observed())]
+    assert kinds == [Release]
+
+
 def test_a_service_that_changes_its_type_loses_our_finalizer_then_our_condition() -> None:
     condition = Condition(type=CONDITION, status="True", reason="satisfied")
     service = make_service(type="ClusterIP", finalizers=(FINALIZER,), conditions=(condition,))
