@@ -50,8 +50,8 @@ def pages(nouns: Mapping[str, str], exit_codes: Sequence[tuple[str, str, str]]) 
             _section(
                 "DESCRIPTION",
                 "Asks the daemon on this host what is announced, what is forwarded, and why not. Members of",
-                "the group lbagent may look; drain, undrain, reload and confirm are for root. Commands and nouns may be",
-                "shortened to any unique prefix. Options of lbctl itself stand before the command.",
+                "the group lbagent may look; drain, undrain, reload and confirm are for root. Commands and nouns may",
+                "be shortened to any unique prefix. Options of lbctl itself stand before the command.",
             ),
             _commands("lbctl", ctl.main),
             _list("NOUNS OF SHOW", ((noun, nouns[noun]) for noun in ctl.NOUNS)),

@@ -102,8 +102,6 @@ CATALOGUE: tuple[Spec, ...] = (
     _counter("lbagent_backend_bytes_total", "Bytes sent to a backend.", "backend"),
     _gauge("lbagent_vips_programmed", "VIPs the kernel serves."),
     _gauge("lbagent_vips_proven", "VIPs whose synthetic packet reached a backend."),
-    _gauge("lbagent_map_entries", "Entries in use in a BPF map.", "map"),
-    _gauge("lbagent_map_capacity", "Entries a BPF map can hold.", "map"),
     # backends
     _gauge("lbagent_backend_up", "1 while the backend may get new flows.", "service", "backend"),
     _counter("lbagent_probes_total", "Probes made.", "kind", "outcome"),
@@ -278,11 +276,6 @@ class Metrics:
         """VIPs the kernel serves, and how many of them were tried."""
         self._set("lbagent_vips_programmed", vips)
         self._set("lbagent_vips_proven", proven)
-
-    def maps(self, *, entries: Mapping[str, int], capacity: Mapping[str, int]) -> None:
-        """Fill of the BPF maps."""
-        self._replace("lbagent_map_entries", _one_label(entries))
-        self._replace("lbagent_map_capacity", _one_label(capacity))
 
     # -- backends
 
