@@ -25,6 +25,7 @@ from lbagent.model.vip import RING_SLOTS, Backend, Forward, Mode, Ring, Vip
 from lbagent.xdp import bpf, maps, testrun
 from lbagent.xdp import compile as compiler
 from lbagent.xdp.nexthop import NextHop
+from lbagent.xdp.settings import Settings
 
 HERE = Path(__file__).resolve().parent
 EBPF = HERE.parents[1] / "ebpf"
@@ -83,7 +84,7 @@ class Bench:
         tick_s = (1 << maps.tick_shift(hz)) / hz
         self.tables = maps.Tables(self.maps, sizes=self.sizes, tick_s=tick_s, clock=time.monotonic)
         self.tables.configure(
-            maps.Settings(
+            Settings(
                 snat_addresses=tuple(f"10.9.0.{i}" for i in range(1, 17)) + tuple(f"fd00:9::{i}" for i in range(1, 17)),
                 tunnel4="10.8.0.0",
                 tunnel4_vary_bits=16,

@@ -28,6 +28,7 @@ from lbagent.model.vip import RING_SLOTS, Backend, Forward, Mode, Ring, Vip
 from lbagent.xdp import bpf, maps, testrun
 from lbagent.xdp import compile as compiler
 from lbagent.xdp.nexthop import NextHop
+from lbagent.xdp.settings import Settings
 
 EBPF = HERE.parents[1] / "ebpf"
 ENDPOINTS = 50
@@ -97,7 +98,7 @@ def our_data_path(mode: Mode, ifindex_nodes: int, ifindex_clients: int) -> tuple
     program = bpf.load_program(code.bound({n: m.fd for n, m in held.items()}), name="lb_live")
     tables = maps.Tables(held, sizes=sizes, tick_s=2 ** maps.tick_shift(hz) / hz, clock=time.monotonic)
     snats = tuple(f"10.2.9.{i + 1}" for i in range(16))
-    tables.configure(maps.Settings(snat_addresses=snats, tunnel4="10.2.8.0", tunnel4_vary_bits=8))
+    tables.configure(Settings(snat_addresses=snats, tunnel4="10.2.8.0", tunnel4_vary_bits=8))
     way = NextHop(ifindex=ifindex_nodes, destination_mac=mac(SINK), source_mac=mac(NODE_SIDE), mtu=1500)
     for node in nodes():
         tables.set_hop(node, way)

@@ -12,6 +12,7 @@ from lbagent.model.vip import RING_SLOTS, Backend, Forward, Mode, Ring, Vip
 from lbagent.xdp import maps
 from lbagent.xdp.bpf import Map
 from lbagent.xdp.counters import Counters
+from lbagent.xdp.settings import Settings
 
 ROUNDS = 7
 VIPS, NODES = 10_000, 1_000
@@ -43,7 +44,7 @@ def main() -> None:
     sizes = maps.Sizes(vips=VIPS + 100, backends=NODES + 100)
     held = {spec.name: Map.create(spec) for spec in maps.specs(sizes)}
     tables = maps.Tables(held, sizes=sizes, tick_s=1.024, clock=time.monotonic)
-    tables.configure(maps.Settings(snat_addresses=("10.9.0.1",)))
+    tables.configure(Settings(snat_addresses=("10.9.0.1",)))
     counters = Counters(held, sizes=sizes)
     rings = [ring(n) for n in range(1, 2 * ROUNDS + 2)]
     given = {r.fingerprint: r for r in rings}

@@ -23,6 +23,7 @@ from lbagent.xdp.compile import Bytecode, build
 from lbagent.xdp.counters import Count, Counters
 from lbagent.xdp.link import Links, Programs
 from lbagent.xdp.nexthop import DEFAULT4, DEFAULT6, NextHop, NextHops
+from lbagent.xdp.settings import Settings
 from lbagent.xdp.verdict import Verdict
 
 _LOG = log.get("xdp")
@@ -75,7 +76,7 @@ class Forwarder:
         self._hops.track(routers)
         self._nodes: frozenset[str] = frozenset()
         self._known: Mapping[str, NextHop] = {}
-        self._settings: maps.Settings | None = None
+        self._settings: Settings | None = None
         self._repairs = 0
         self._next_repair = 0.0
         self._obstacle_by_interface: dict[str, XdpError] = {}
@@ -235,7 +236,14 @@ class Forwarder:
         low, high = self._xdp.snat.port_range
         held = snat.held_addresses(self._maps["lb_snats"])
         addresses = tuple(str(a) for a in self._xdp.snat.addresses) or snat.own_addresses(held, self._nodes)
-        settings = maps.Settings(snat_addresses=addresses, port_first=low, port_count=high - low + 1)
+        own_by_family = {6 if ":" in a else 4: a for a in snat.own_addresses((), self._nodes)}
+        settings = Settings(
+            snat_addresses=addresses,
+            port_first=low,
+            port_count=high - low + 1,
+            tunnel4=own_by_family.get(4, DEFAULT4),
+            tunnel6=own_by_family.get(6, DEFAULT6),
+        )
         if settings != self._settings:
             self._tables.configure(settings)
             self._settings = settings

@@ -42,7 +42,7 @@ def mix_address(words: tuple[int, ...], x: int) -> int:
 def index_hash(address: str, port: int, protocol: int) -> int:
     """``index_hash`` of hash.h."""
     packed = ipaddress.ip_address(address).packed
-    words = struct.unpack(f"<{len(packed) // 4}I", packed)
+    words: tuple[int, ...] = struct.unpack(f"<{len(packed) // 4}I", packed)
     x = int.from_bytes(port.to_bytes(2, "big"), "little") << 16 | protocol
     if len(words) == 4:
         return mix_address(words, x)

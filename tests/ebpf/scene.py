@@ -23,6 +23,7 @@ from scapy.layers.l2 import Dot1AD, Dot1Q, Ether
 from scapy.packet import Packet, Raw
 
 from lbagent.xdp import codec
+from lbagent.xdp.settings import NAT_STATES
 from lbagent.xdp.verdict import Verdict
 from tests.ebpf import world as w
 from tests.ebpf.world import World
@@ -146,8 +147,6 @@ class Scene:
 
     def nat_state(self) -> str:
         """Of the flow that was opened last."""
-        from lbagent.xdp.maps import NAT_STATES
-
         number = [*w.SNAT4, *w.SNAT6].index(self.snat)
         slot = self.slot - w.PORT_FIRST
         at = ((number << self.world.sizes.nat_shift + 2) + slot) * codec.NAT_ENTRY.size

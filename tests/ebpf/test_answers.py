@@ -233,7 +233,7 @@ def policy(world: World):
 
     def choose(**changed: object) -> None:
         fields = {name: getattr(world.settings, name) for name in world.settings.__dataclass_fields__}
-        world.tables.configure(w.maps.Settings(**{**fields, **changed}))
+        world.tables.configure(w.Settings(**{**fields, **changed}))
 
     yield choose
     world.tables.configure(world.settings)

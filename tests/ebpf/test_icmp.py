@@ -200,7 +200,7 @@ def test_errors_follow_their_flow(world: World, row: Row, family: int) -> None:
 
 def test_answers_are_limited(world: World) -> None:
     scene = Scene(world, v6=False)
-    limited = w.maps.Settings(**{**_fields(world.settings), "answers_per_s": 5})
+    limited = w.Settings(**{**_fields(world.settings), "answers_per_s": 5})
     world.tables.configure(limited)
     try:
         verdicts = [scene.send(ping(scene)).verdict for _ in range(40)]
@@ -212,12 +212,12 @@ def test_answers_are_limited(world: World) -> None:
 
 def test_pings_may_be_left_unanswered(world: World) -> None:
     scene = Scene(world, v6=False)
-    world.tables.configure(w.maps.Settings(**{**_fields(world.settings), "echo": "drop"}))
+    world.tables.configure(w.Settings(**{**_fields(world.settings), "echo": "drop"}))
     try:
         assert scene.send(ping(scene)).verdict is Verdict.PROTOCOL
     finally:
         world.tables.configure(world.settings)
 
 
-def _fields(settings: w.maps.Settings) -> dict[str, object]:
+def _fields(settings: w.Settings) -> dict[str, object]:
     return {name: getattr(settings, name) for name in settings.__dataclass_fields__}

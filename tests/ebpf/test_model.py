@@ -26,7 +26,7 @@ pytestmark = pytest.mark.bpf
 NODES = (1, 2, 3)
 PROTOCOLS = {TCP: Protocol.TCP, UDP: Protocol.UDP}
 NUMBER = {TCP: 6, UDP: 17}
-SEED = w.maps.Settings().seed
+SEED = w.Settings().seed
 
 
 def ring_place(source: str, sport: int, vip: str, port: int, protocol: int) -> int:

@@ -188,7 +188,7 @@ def test_a_closed_connections_port_is_used_again_for_a_new_one(world: World, fam
 def test_a_live_slot_is_never_taken(world: World, family: int) -> None:
     """More connections than slots: the established ones all live, the others are refused."""
     scene = Scene(world, family == 6)
-    small = w.maps.Settings(snat_addresses=(*w.SNAT4, *w.SNAT6), port_first=w.PORT_FIRST, port_count=32)
+    small = w.Settings(snat_addresses=(*w.SNAT4, *w.SNAT6), port_first=w.PORT_FIRST, port_count=32)
     world.tables.configure(small)
     try:
         held, refused = {}, 0
@@ -232,7 +232,7 @@ def test_a_flood_of_syns_leaves_established_connections_alone(world: World, fami
 def test_a_slot_is_free_after_its_time(world: World, state: str, lives_s: float, ends_s: float) -> None:
     """With one bucket and three live neighbours, the fourth slot is taken only when its time is over."""
     scene = Scene(world, v6=False)
-    one_bucket = w.maps.Settings(
+    one_bucket = w.Settings(
         snat_addresses=(w.SNAT4[0],), port_first=w.PORT_FIRST, port_count=4, pressure_s={state: 100_000}
     )
     world.tables.configure(one_bucket)

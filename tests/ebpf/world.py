@@ -27,6 +27,7 @@ from lbagent.model.vip import RING_SLOTS, Backend, BackendState, Forward, Mode, 
 from lbagent.xdp import bpf, counters, maps, testrun
 from lbagent.xdp import compile as compiler
 from lbagent.xdp.nexthop import NextHop
+from lbagent.xdp.settings import Settings
 from lbagent.xdp.verdict import Verdict
 
 EBPF = Path(__file__).resolve().parents[2] / "ebpf"
@@ -43,7 +44,7 @@ NODE6 = {n: f"fd00:2::{20 + n}" for n in range(1, 8)}
 SIZES = maps.Sizes(vips=128, backends=64, rings=32, flows=1024, snat_addresses=4, snat_ports=4096)
 SNAT4, SNAT6 = ("10.0.2.11", "10.0.2.12"), ("fd00:2::11", "fd00:2::12")
 PORT_FIRST = 20000
-SETTINGS = maps.Settings(
+SETTINGS = Settings(
     snat_addresses=(*SNAT4, *SNAT6),
     port_first=PORT_FIRST,
     port_count=4096,

@@ -14,8 +14,9 @@ from lbagent.xdp import codec, maps
 from lbagent.xdp.bpf import Map
 from lbagent.xdp.counters import Counters
 from lbagent.xdp.index import index_hash
-from lbagent.xdp.maps import Settings, Sizes, Tables
+from lbagent.xdp.maps import Sizes, Tables
 from lbagent.xdp.nexthop import NextHop
+from lbagent.xdp.settings import Settings
 
 SIZES = Sizes(vips=16, backends=8, rings=4, flows=1024, snat_ports=1024)
 TICK_S = 1.024
