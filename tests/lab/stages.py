@@ -318,6 +318,6 @@ def invitation(lab: Lab) -> str:
         ("its logs", f"tail -f {lb1.folder}/agent.log {lb1.folder}/bgp.log"),
         ("its packets", f"nsenter --net={lb1.namespace.path} tcpdump -nli eth0"),
         ("Kubernetes", f"{enter} curl -s -H 'Authorization: Bearer {lab.api.token}' {lab.api.url}/api/v1/services"),
-        ("remove the lab", "make lab-down"),
+        ("remove the lab", f"LBA_PREFIX={lab.inventory.prefix} make lab-down"),
     )
     return "\n".join(f"{what:<16} {command}" for what, command in rows)
