@@ -12,6 +12,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 
 from tests.lab import stages
+from tests.lab.held import Held
 from tests.lab.lab import Lab
 from tests.lab.lbhost import LbHost
 from tests.lab.poll import LabError, wait_for
@@ -39,10 +40,10 @@ PASS_S = 35.0
 class Expect:
     """What a promise allows.
 
-    ``failed``: requests at most, None: not bounded in number. ``lost_for_s``: no request sent later than this
-    after the fault may fail. ``messages``: BGP messages from LB hosts at most (keepalives apart), None: the fault
-    is one of BGP. ``within_s``: repaired, seconds after the fault, or after its cause has gone where a fault
-    lasts for a given time.
+    ``failed``: requests at most, None: not bounded in number; with 0 no open connection may break either.
+    ``lost_for_s``: no request sent later than this after the fault may fail. ``messages``: BGP messages from LB
+    hosts at most (keepalives apart), None: the fault is one of BGP. ``within_s``: repaired, seconds after the
+    fault, or after its cause has gone where a fault lasts for a given time.
     """
 
     failed: int | None = 0
@@ -211,6 +212,7 @@ def run(lab: Lab, scenario: Scenario, address: str, *, is_short: bool = False) -
     with ExitStack() as undo:
         with (
             lab.tor.watching_routes(address) as changes,
+            Held(lab.client, address, HTTP) as held,
             Load(lab.client, address, HTTP, rate=RATE, limit_s=LIMIT_S) as load,
         ):
             scene = Scene(lab=lab, address=address, load=load, is_short=is_short, undo=undo)
@@ -222,6 +224,9 @@ def run(lab: Lab, scenario: Scenario, address: str, *, is_short: bool = False) -
                 scene.broken.append(str(error))
             time.sleep(1.0)
             scene.stop_counting()
+            survivors = held.survivors()
+        scene.say(f"{survivors} of {held.count} open connections outlived it")
+        scene.require(survivors == held.count or scenario.expect.failed != 0, "an open connection broke")
         try:
             undo.close()
         except (LabError, OSError) as error:
