@@ -19,7 +19,7 @@ from lbagent.metrics import CATALOGUE
 from lbagent.model.reason import Reason
 from lbagent.xdp.verdict import Verdict
 from tests import incidents
-from tests.test_config import GOOD
+from tests.config.example import GOOD
 
 CHECKOUT = Path(__file__).resolve().parent.parent
 DOCS = CHECKOUT / "docs"
@@ -155,7 +155,7 @@ def merged(base: Any, part: Any) -> Any:
 
 
 def test_every_piece_of_configuration_is_accepted(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(config, "read_password", lambda _path: "key")
+    monkeypatch.setattr("lbagent.config.rules.read_password", lambda _path: "key")
     base = yaml.safe_load(GOOD)
     base["pools"] = [{"name": "default", "addresses": ["192.0.2.0/28"]}]
     tried = 0

@@ -16,8 +16,8 @@ from lbagent.metrics import Metrics
 from lbagent.model.pool import Pool
 from lbagent.model.service import Endpoint, Node, NodeAddress, Port, Protocol, Service, ServiceKey
 from lbagent.model.state import Settings, Snapshot
+from tests.config.example import GOOD
 from tests.fakes.targets import FakeCluster, FakeKernel, FakeSpeaker
-from tests.test_config import GOOD
 
 WEB = ServiceKey("default", "web")
 

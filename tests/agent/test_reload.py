@@ -11,7 +11,7 @@ from lbagent.errors import ConfigError
 from lbagent.model.service import Ingress
 from lbagent.model.state import Snapshot
 from tests.agent.machine import WEB, one_service
-from tests.test_config import GOOD
+from tests.config.example import GOOD
 
 CURRENT = parse(GOOD)
 

@@ -25,8 +25,8 @@ from lbagent.model.state import Snapshot
 from lbagent.notify import Notifier
 from lbagent.probe.schedule import Prober
 from tests.agent.machine import one_service
+from tests.config.example import GOOD
 from tests.fakes.targets import FakeCluster, FakeKernel, FakeSpeaker
-from tests.test_config import GOOD
 
 
 def free_port() -> int:

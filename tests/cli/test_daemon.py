@@ -11,7 +11,7 @@ from click.testing import CliRunner
 from lbagent.bgp.tor import RouterOs
 from lbagent.cli import daemon
 from lbagent.errors import XdpError
-from tests.test_config import GOOD
+from tests.config.example import GOOD
 
 
 @pytest.fixture
