@@ -4,7 +4,7 @@
 import signal
 import time
 
-from tests.lab.control_plane import Real
+from tests.lab.control_plane import Real, answers
 from tests.lab.scene import Scene
 
 
@@ -44,11 +44,11 @@ def black_hole_api(scene: Scene) -> None:
 def kill_api(scene: Scene) -> None:
     assert isinstance(scene.lab.cluster, Real)
     plane = scene.lab.cluster.plane
-    scene.undo.callback(plane.restart_apiserver)
     plane.kill_apiserver()
     time.sleep(scene.rounds(20, short=8))
     scene.stop_counting()
-    plane.restart_apiserver()
+    plane.start_apiserver()
+    scene.wait("kube-apiserver to be ready", lambda: answers(scene.lab.api, "/readyz"), limit_s=90)
     _converge(scene)
 
 
