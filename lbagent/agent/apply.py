@@ -18,7 +18,7 @@ from lbagent.agent.journal import Journal
 from lbagent.agent.targets import Cluster, Kernel, Speaker
 from lbagent.agent.world import World
 from lbagent.backoff import Backoff
-from lbagent.errors import LbagentError
+from lbagent.errors import KubeRejected, LbagentError
 from lbagent.metrics import Metrics
 from lbagent.model.route import Route
 from lbagent.model.service import ServiceKey
@@ -197,7 +197,7 @@ class Writer:
                     await self._cluster.assign(step.assignment)
                     _log.info("address assigned", service=str(key[0]), addresses=",".join(step.assignment.addresses))
                 case Release():
-                    await self._cluster.release(step.service, step.addresses)
+                    await self._release(step)
                     _log.info("address released", service=str(key[0]), addresses=",".join(step.addresses))
                 case Report():
                     await self._cluster.report(step.service, step.judgement)
@@ -216,6 +216,13 @@ class Writer:
             slots.release()
             if isinstance(step, Assign) and self._world.pending.get(key[0]) == step.assignment:
                 del self._world.pending[key[0]]
+
+    async def _release(self, step: Release) -> None:
+        try:
+            await self._cluster.release(step.service, step.addresses)
+        except KubeRejected as error:
+            if error.status != 404:  # gone is released
+                raise
 
     def forget(self, services: Mapping[ServiceKey, object], vips: Mapping[Vip, object]) -> None:
         """Drop what was said of Services and Vips that are gone."""

@@ -163,6 +163,8 @@ class Loop:
             took_s=took_s,
         )
         self._due_s = self._next_due(snapshot)
+        if any(isinstance(step, Unprogram) for step in todo):
+            self._woken.set()  # a deleted Service waits for that, to be let go
         self._metrics.passed(took_s=took_s, at=snapshot.wall)
         self._completed(self.last)
         return self.last

@@ -6,6 +6,7 @@ the configuration again; a broken one is refused and the last good one stays.
 """
 
 import asyncio
+import gc
 import math
 import random
 import signal
@@ -184,6 +185,7 @@ class Agent:
         self._notifier.watchdog()
         if not self._is_ready and not any(self._ready().values()):
             self._is_ready = True
+            gc.freeze()  # what was listed stays: collections need not walk 10,000 Services again and again
             self._notifier.ready(f"{len(last.desired.forwards)} VIPs")
             _log.info("agent ready", vips=len(last.desired.forwards), routes=len(last.desired.routes))
 

@@ -18,10 +18,11 @@ Row = dict[str, Any]
 
 def services(last: Pass) -> list[Row]:
     """One row per Service of type LoadBalancer, with its Reason."""
+    forwards_by_service = _forwards_by_service(last)
     rows = []
     for key, judgement in sorted(last.desired.judgements.items()):
         service = last.snapshot.services.get(key)
-        mine = [f for f in last.desired.forwards.values() if f.service == key]
+        mine = forwards_by_service.get(key, [])
         rows.append(
             {
                 "service": str(key),
@@ -34,6 +35,13 @@ def services(last: Pass) -> list[Row]:
             }
         )
     return rows
+
+
+def _forwards_by_service(last: Pass) -> dict[ServiceKey, list[Forward]]:
+    found: dict[ServiceKey, list[Forward]] = {}
+    for forward in last.desired.forwards.values():
+        found.setdefault(forward.service, []).append(forward)
+    return found
 
 
 def vips(last: Pass) -> list[Row]:

@@ -9,7 +9,7 @@ Nothing here waits. Whatever must wait (a proof, a peer's confirmation, the sett
 simply not yielded until the world says that it has come true.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from operator import attrgetter
 
 from lbagent.model.reason import Reason
@@ -45,7 +45,7 @@ def steps(observed: Observed, desired: Desired, snapshot: Snapshot) -> Iterator[
     ]
     for route in sorted(withdrawn, key=_by_prefix):
         yield Withdraw(route=route)
-    yield from _program(changed, desired)
+    yield from _program(changed - _still_serving(changed, observed, desired, snapshot), desired)
     for route in sorted(desired.routes.keys() - observed.routes.difference(withdrawn), key=_by_prefix):
         needs = desired.routes[route]
         if all(vip in changed or _is_proven(vip, observed, snapshot) for vip in needs):
@@ -64,6 +64,28 @@ def _changed(observed: Observed, desired: Desired) -> set[Vip]:
         for vip, forward in desired.forwards.items()
         if ((found := held.get(vip)) is not forward and found != forward) or forward.ring in lacking
     }
+
+
+def _still_serving(changed: set[Vip], observed: Observed, desired: Desired, snapshot: Snapshot) -> set[Vip]:
+    """Vips that nobody is left to serve, while packets for them may still arrive.
+
+    They keep the backends that they have until their address attracts no more: some of those may
+    serve on, and a ring without anybody certainly does not.
+    """
+    if not changed:
+        return changed
+    has_backends: frozenset[Vip] = frozenset().union(*desired.routes.values())
+    wanted = {route.address for route in desired.routes}
+    attracts = _attracting(observed, snapshot)
+    emptied = ((changed - has_backends) & observed.forwards.keys()) - {v for v in changed if v.address in wanted}
+    return {vip for vip in emptied if attracts(vip.address)}
+
+
+def _attracting(observed: Observed, snapshot: Snapshot) -> Callable[[str], bool]:
+    """May packets for an address still arrive?"""
+    announced = {route.address for route in observed.routes}
+    latest = snapshot.now - snapshot.settings.settle_s
+    return lambda address: address in announced or observed.attracting.get(address, 0.0) > latest
 
 
 def _is_proven(vip: Vip, observed: Observed, snapshot: Snapshot) -> bool:
@@ -105,13 +127,8 @@ def _idle(observed: Observed, desired: Desired, snapshot: Snapshot) -> tuple[Vip
         for route, needs in desired.routes.items()
         if route.address in addresses and all(_is_proven(vip, observed, snapshot) for vip in needs)
     }
-    announced = {route.address for route in observed.routes}
-    latest = snapshot.now - snapshot.settings.settle_s
-
-    def is_idle(address: str) -> bool:
-        return address in kept or (address not in announced and observed.attracting.get(address, 0.0) <= latest)
-
-    return tuple(sorted(vip for vip in surplus if is_idle(vip.address)))
+    attracts = _attracting(observed, snapshot)
+    return tuple(sorted(vip for vip in surplus if vip.address in kept or not attracts(vip.address)))
 
 
 # --- the cluster ----------------------------------------------------------------------------------

@@ -164,6 +164,20 @@ async def test_a_node_without_next_hop_serves_nobody(cluster: FakeCluster) -> No
     assert machine.speaker.state.routes == frozenset()
 
 
+async def test_the_last_backends_stay_in_the_ring_while_packets_may_still_arrive(cluster: FakeCluster) -> None:
+    machine = Machine(cluster)
+    await machine.settle()
+    (held,) = machine.kernel.forwards.values()
+    machine.kernel.unresolved.add("10.0.2.1")
+    await machine.settle()
+    assert machine.speaker.state.routes == frozenset()
+    assert list(machine.kernel.forwards.values()) == [held]
+    machine.speaker.confirm(machine.now)
+    machine.now += 1
+    await machine.settle()
+    assert list(machine.kernel.forwards.values()) != [held]
+
+
 async def test_a_host_that_does_not_hold_the_lease_writes_nothing(cluster: FakeCluster) -> None:
     machine = Machine(cluster)
     cluster.leads = False
