@@ -201,7 +201,8 @@ class Ledger:
     def found(self, *, is_up: bool, duration_s: float, now: float) -> bool:
         """ExaBGP's session table lists this peer. Corrects what no event has told; whether anything was."""
         session = self.session
-        is_new = session.state is SessionState.UNKNOWN
+        # An event between the death of a relay and the birth of the next is told to nobody.
+        is_new = session.state is not (SessionState.UP if is_up else SessionState.DOWN)
         is_older = is_up and abs(session.since - (now - duration_s)) > SINCE_S
         if is_older:
             session.since = now - duration_s
