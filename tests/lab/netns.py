@@ -6,6 +6,8 @@ Everything here acts on names it is given and touches nothing else on the machin
 
 import ctypes
 import os
+import socket
+import struct
 import subprocess
 import zlib
 from collections.abc import Iterator
@@ -13,6 +15,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from pyroute2 import IPRoute
+
+from lbagent.xdp import bpf
 from tests.lab.poll import LabError
 
 NAMESPACES = Path("/run/netns")
@@ -141,13 +146,27 @@ class Port:
         return ":".join(["02", "1b", *(digits[at : at + 2] for at in range(0, 8, 2))])
 
 
+def catch_reflected(port: Port) -> None:
+    """Let this end receive what its peer sends by XDP_TX, by a program that passes everything.
+
+    Attached by netlink, so it lives as long as the device and not as long as this process.
+    """
+    program = bpf.load_program(struct.pack("<BBhiBBhi", 0xB7, 0, 0, 2, 0x95, 0, 0, 0), name="lab_pass")
+    try:
+        with port.namespace.entered(), IPRoute() as route:
+            route.link("set", index=socket.if_nametoindex(port.device), xdp_fd=program)
+    finally:
+        os.close(program)
+
+
 def cable(left: Port, right: Port, *, mtu: int = 1500) -> None:
     """A veth pair, both ends still down.
 
-    ``left`` is an end where XDP may run, ``right`` is its peer. XDP on veth has three traps:
-    XDP_TX and XDP_REDIRECT into a device whose peer has neither XDP nor GRO lose the frame without a
-    trace (hence GRO at both ends); a native program refuses a peer MTU above 3506; and frames that an end
-    host sends carry only a partial checksum, which a redirect loses (end hosts: ``offload(tx=False)``).
+    ``left`` is an end where XDP may run, ``right`` is its peer. XDP on veth has four traps:
+    XDP_REDIRECT into a device whose peer has neither XDP nor GRO loses the frame without a trace (hence
+    GRO at both ends), and so does XDP_TX unless the peer itself runs XDP (``catch_reflected``); a native
+    program refuses a peer MTU above 3506; and frames that an end host sends carry only a partial
+    checksum, which a redirect loses (end hosts: ``offload(tx=False)``).
     """
     left.namespace.ip(
         f"link add {left.device} mtu {mtu} address {left.mac} type veth "

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 
 from tests.lab.inventory import Inventory
-from tests.lab.netns import Namespace, Port, cable
+from tests.lab.netns import Namespace, Port, cable, catch_reflected
 
 VIP_RANGES = ("203.0.113.0/24", "2001:db8:f::/112")
 """What the ToR accepts from LB hosts, as /32 and /128."""
@@ -259,6 +259,7 @@ class Topology:
         uplink = Port(namespace, lb.uplink.device)
         tor = Port(self.tor, lb.tor.device)
         cable(uplink, tor, mtu=self.mtu)
+        catch_reflected(tor)
         tor.up(*lb.tor.addresses)
         uplink.up(*lb.uplink.addresses)
         # Deprecated, so that the host itself never speaks from an address that is for translation alone.
