@@ -454,7 +454,15 @@ class Ledger:
             change.is_accepted = True
         if not self._wire_is_known:
             self._expect_all(now)
+        elif self.session.state is SessionState.UP:
+            self._expect_the_rest(now)
         self._consider_all()
+
+    def _expect_the_rest(self, now: float) -> None:
+        """What ExaBGP holds and has not written yet may be on its way: it gets its time."""
+        for prefix, attributes in self.issued.items():
+            if self._is_carried(prefix) and self.wire.get(prefix) != attributes:
+                self.unconfirmed.setdefault(prefix, Change(attributes, now))
 
     def _expect_all(self, now: float) -> None:
         """Everything issued will be written, or has been, at an unknown time: nothing is changed meanwhile."""
