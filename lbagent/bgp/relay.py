@@ -477,7 +477,7 @@ def keep(options: argparse.Namespace) -> None:
             Relay(options, keeper=keeper).run()
             return
         _, status = os.waitpid(worker, 0)
-        if status == 0:
+        if status == 0 or os.getppid() != options.exabgp_pid:
             return
         _log(f"worker {worker} ended (status {status}): starting another")
         time.sleep(0.1)
