@@ -46,10 +46,7 @@ class Control:
 
     async def run(self) -> None:
         """Serve for ever. Raises ControlError when another agent already serves this path."""
-        if await _answers(self._path):
-            raise ControlError(
-                f"another lbagent serves {self._path}", hint="one agent per host: systemctl status lbagent"
-            )
+        await refuse_second(self._path)
         with contextlib.suppress(FileNotFoundError):
             self._path.unlink()
         try:
@@ -108,6 +105,15 @@ def _uid(writer: asyncio.StreamWriter) -> int:
     peer: socket.socket = writer.get_extra_info("socket")
     credentials = peer.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
     return int(struct.unpack("3i", credentials)[1])
+
+
+async def refuse_second(path: Path) -> None:
+    """Raises ControlError when another agent serves this path.
+
+    Ask before anything else is opened: connecting to the relay takes its control from the agent that runs.
+    """
+    if await _answers(path):
+        raise ControlError(f"another lbagent serves {path}", hint="one agent per host: systemctl status lbagent")
 
 
 async def _answers(path: Path) -> bool:

@@ -19,7 +19,7 @@ from lbagent import __version__, config, log
 from lbagent.agent import gauges, reload, state
 from lbagent.agent.answers import Answers
 from lbagent.agent.apply import Writer
-from lbagent.agent.control import Control
+from lbagent.agent.control import Control, refuse_second
 from lbagent.agent.drain import Drain, Phase
 from lbagent.agent.http import Pages
 from lbagent.agent.journal import Journal
@@ -35,6 +35,7 @@ from lbagent.probe.schedule import Prober
 _log = log.get("agent")
 
 SAVE_EVERY_S = 5.0
+SOCKET = "lbagent.sock"
 SNAPSHOT_FILE = "snapshot.json"
 DRAIN_FILE = "drain.json"
 DRAIN_LOOK_S = 0.5
@@ -112,7 +113,7 @@ class Agent:
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, stop.set)
         loop.add_signal_handler(signal.SIGHUP, self._hangup)
-        control = Control(path=self._config.paths.run / "lbagent.sock", verbs=self._answers().verbs())
+        control = Control(path=self._config.paths.run / SOCKET, verbs=self._answers().verbs())
         pages = Pages(
             listen=self._config.http.listen,
             metrics=self._metrics,
@@ -312,6 +313,7 @@ async def run(path: Path, settings: config.Config) -> None:
     log.configure(level=settings.log.level, form=log.Form(settings.log.format))
     for folder in (settings.paths.run, settings.paths.state):
         _make(folder)
+    await refuse_second(settings.paths.run / SOCKET)
     clocks = Clocks(monotonic=time.monotonic, wall=time.time)  # noqa: TID251 - the one place where clocks come from
     metrics = Metrics(version=__version__)
     agent: Agent | None = None

@@ -91,8 +91,11 @@ def start_second_agent(scene: Scene) -> None:
     words = (host.folder / "second.log").read_text()
     scene.require("another lbagent" in words, f"it does not say why: {words[-300:]}")
     scene.require(first.alive, "the first agent has ended")
+    scene.stop_counting()
+    scene.lab.wait_routes(scene.lab.address_of(scene.another_service()), tuple(scene.lab.hosts))
     said = [line for line in words.splitlines() if "another lbagent" in line]
     scene.say(f"it says: {said[0].strip()[:120]}" if said else "it says nothing")
+    scene.say("the first goes on to announce new Services")
 
 
 def break_configuration(scene: Scene) -> None:
