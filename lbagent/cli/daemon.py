@@ -157,3 +157,12 @@ def render_tor(path: Path, peer: str, system: str) -> None:
     except LbagentError as error:
         _fail(error)
         sys.exit(1)
+
+
+@render.command("bfdd")
+@_config_option
+def render_bfdd(path: Path) -> None:
+    """The configuration of FRR's bfdd, which watches the routers beside ExaBGP (peers with bfd_ms)."""
+    from lbagent.bgp import render as texts
+
+    click.echo(texts.bfdd_conf(_load(path).bgp), nl=False)

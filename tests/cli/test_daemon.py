@@ -111,3 +111,10 @@ def test_uninstall_without_yes_only_says_what_it_means(config: Path) -> None:
     result = lbagent("uninstall", "--config", str(config))
     assert result.exit_code == 1
     assert "ends forwarding" in result.output
+
+
+def test_bfdd_is_configured_from_the_same_file(config: Path) -> None:
+    config.write_text(GOOD.replace("peer_as: 65101", "peer_as: 65101\n      bfd_ms: 300"))
+    result = lbagent("render", "bfdd", "--config", str(config))
+    assert result.exit_code == 0
+    assert "peer 10.0.1.2" in result.output
