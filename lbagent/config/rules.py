@@ -88,7 +88,8 @@ def _sessions(config: Config) -> Iterator[Problem]:
 
 def _passwords(config: Config) -> Iterator[Problem]:
     for i, peer in enumerate(config.bgp.peers):
-        if peer.password_file:
+        # A bare name is a credential of lbagent-bgp.service, which nobody else can see.
+        if peer.password_file and (peer.password_file.is_absolute() or "CREDENTIALS_DIRECTORY" in os.environ):
             try:
                 read_password(peer.password_file)
             except ConfigError as error:

@@ -69,3 +69,13 @@ def test_an_empty_password_is_refused(tmp_path: Path) -> None:
     key.chmod(0o600)
     with pytest.raises(ConfigError, match="1 to 80"):
         config.read_password(key)
+
+
+def test_a_systemd_credential_is_looked_at_only_where_it_can_be_seen(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    text = changed("peer_as: 65101", "peer_as: 65101\n      password_file: tor1")
+    monkeypatch.delenv("CREDENTIALS_DIRECTORY", raising=False)
+    config.parse(text)
+    monkeypatch.setenv("CREDENTIALS_DIRECTORY", str(tmp_path))
+    assert "password_file" in problems(text)[0]
