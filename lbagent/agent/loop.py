@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from lbagent import log
 from lbagent.agent.apply import Writer
@@ -45,7 +45,6 @@ class Pass:
     observed: Observed
     steps: tuple[Step, ...]
     kernel: KernelState
-    attached: Mapping[str, str] = field(default_factory=dict)
     held: tuple[Step, ...] = ()
     held_why: str = ""
     took_s: float = 0.0
@@ -159,7 +158,6 @@ class Loop:
             held=guarded.held,
             held_why=guarded.why,
             kernel=kernel,
-            attached=kernel.attached,
             took_s=took_s,
         )
         self._due_s = self._next_due(snapshot)

@@ -9,7 +9,6 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
-from lbagent import log
 from lbagent.agent.news import News
 from lbagent.agent.targets import Cluster, Kernel
 from lbagent.model.pool import Assignment, Reservation
@@ -18,8 +17,6 @@ from lbagent.model.service import Node, Service, ServiceKey
 from lbagent.model.state import ProbeTarget, Pulse, Settings, Snapshot
 from lbagent.model.vip import Vip
 from lbagent.plan.eligible import is_excluded
-
-_log = log.get("agent")
 
 
 @dataclass(slots=True, kw_only=True)
